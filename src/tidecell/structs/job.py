@@ -1,0 +1,237 @@
+"""Jobs and tasks: what people submit and what runs.
+
+The lifecycle is one table, ``TRANSITIONS``; the docs diagram and the state machine's checks come
+from it. The pattern (one table, names derived from it) is that of dask's worker state machine and h11.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from tidecell.structs.resources import Resources
+
+
+class Kind(enum.StrEnum):
+    """What a job is: ``job`` ends, ``service`` has an endpoint."""
+
+    JOB = "job"
+    SERVICE = "service"
+
+
+class Band(enum.IntEnum):
+    """Priority bands, lowest first. A band decides who may evict whom."""
+
+    BEST_EFFORT = 0
+    BATCH = 1
+    PRODUCTION = 2
+    MONITORING = 3
+
+    @property
+    def word(self) -> str:
+        """The band as people type it."""
+        return BAND_WORDS[self]
+
+
+BAND_WORDS = {
+    Band.BEST_EFFORT: "best-effort",
+    Band.BATCH: "batch",
+    Band.PRODUCTION: "production",
+    Band.MONITORING: "monitoring",
+}
+
+
+class Priority(msgspec.Struct, frozen=True, order=True):
+    """A band, and an integer that only orders inside the band."""
+
+    band: Band = Band.BATCH
+    order: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.band.word}{self.order:+d}" if self.order else self.band.word
+
+
+class Preemption(enum.StrEnum):
+    """What may be taken from a job by a higher band."""
+
+    NEVER = "never"
+    ABOVE_MIN = "above-min"
+    ANY = "any"
+
+
+class TaskState(enum.StrEnum):
+    """States of a task, the same for every kind of job."""
+
+    PENDING = "PENDING"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    RESIZING = "RESIZING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+
+
+TERMINAL = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT})
+ACTIVE = frozenset({TaskState.STARTING, TaskState.RUNNING, TaskState.RESIZING})
+
+# From a state to the states that may follow it. RESIZING: told to leave, not yet gone.
+TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.PENDING: frozenset(
+        {TaskState.STARTING, TaskState.CANCELLED, TaskState.SUCCEEDED, TaskState.FAILED, TaskState.TIMEOUT}
+    ),
+    TaskState.STARTING: frozenset({TaskState.RUNNING, TaskState.RESIZING, TaskState.PENDING, *TERMINAL}),
+    TaskState.RUNNING: frozenset({TaskState.RESIZING, TaskState.PENDING, *TERMINAL}),
+    TaskState.RESIZING: frozenset({TaskState.PENDING, *TERMINAL}),
+    **{state: frozenset() for state in TERMINAL},
+}
+
+
+class Reason(enum.StrEnum):
+    """Why something waits or was refused. Tokens are stable; they stay close to Kueue's and Slurm's."""
+
+    EXCEEDS_MAX_QUOTA = "ExceedsMaxQuota"
+    WAITING_FOR_QUOTA = "WaitingForQuota"
+    NO_MATCHING_MACHINE = "NoMatchingMachine"
+    WAITING_FOR_CAPACITY = "WaitingForCapacity"
+    TOPOLOGY_PLACEMENT_FAILED = "TopologyPlacementFailed"
+    WAITING_FOR_PREEMPTED = "WaitingForPreempted"
+    PRIORITY = "Priority"
+    DEPENDENCY = "Dependency"
+    BEGIN_TIME = "BeginTime"
+    ON_HOLD = "OnHold"
+    BACKOFF = "Backoff"
+    MISCONFIGURED = "Misconfigured"
+
+
+class Cause(enum.StrEnum):
+    """Why a task was told to stop: the one notice contract names its cause."""
+
+    RESIZE = "resize"  # fewer replicas wanted (scale, autoscaler)
+    PREEMPT = "preempt"  # a higher band needs the room
+    CANCEL = "cancel"  # somebody stopped the job
+    TIMEOUT = "timeout"  # max_duration is over
+    FAILED = "failed"  # another task of the gang failed
+    COMPLETED = "completed"  # another task finished the job's work
+    DRAIN = "drain"  # the machine or replica is being drained
+    LOST = "lost"  # its machine went away
+    UNHEALTHY = "unhealthy"  # readiness failed for too long
+
+
+class RetryOn(enum.StrEnum):
+    """Causes of failure that a job may ask to be retried for."""
+
+    ERROR = "error"
+    INTERRUPTION = "interruption"
+    NO_CAPACITY = "no-capacity"
+
+
+class Retry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which failures start a task again, and how often."""
+
+    on: tuple[RetryOn, ...] = (RetryOn.INTERRUPTION,)
+    max: int = 3
+
+
+class Replicas(msgspec.Struct, frozen=True):
+    """``min`` is the gang: it starts together or not at all. What is above it may be taken."""
+
+    min: int = 1
+    max: int = 1
+
+    def __str__(self) -> str:
+        return str(self.min) if self.min == self.max else f"{self.min}..{self.max}"
+
+
+class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a job keeps its checkpoints and how often; a file's age there is part of a victim's cost."""
+
+    path: str
+    every_s: float = 300.0
+
+
+class Scaling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a service's replicas follow its load.
+
+    Attributes:
+        metric: ``ongoing_requests`` (in flight and queued, per replica) or ``requests_per_second``.
+        target: Wanted value of the metric per replica.
+        up_delay_s: How long the load must ask for more before replicas are added.
+        down_delay_s: How long it must ask for fewer before replicas are taken away.
+    """
+
+    metric: str = "ongoing_requests"
+    target: float = 8.0
+    up_delay_s: float = 15.0
+    down_delay_s: float = 300.0
+
+
+class Probes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How readiness is found out.
+
+    Attributes:
+        ready: HTTP path that answers 2xx when ready; empty: the port accepts connections.
+        every_s: Seconds between probes.
+        failures: Consecutive failures after which a ready replica is no longer ready.
+    """
+
+    ready: str = ""
+    every_s: float = 1.0
+    failures: int = 3
+
+
+class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What somebody asks for, checked and in our units.
+
+    Attributes:
+        name: Lower-case letters, digits and dashes; unique among live jobs.
+        run: A shell script, or empty when ``argv`` is given.
+        argv: Program and arguments, run without a shell.
+        setup: A shell script that runs before, in the same working directory.
+        workdir: Absolute path; empty: a directory of the job's own.
+        env: Environment variables beyond those every task gets.
+        resources: What one replica needs.
+        accelerator_type: For example ``H100``; empty: any.
+        grace_period_s: Time between notice and SIGKILL.
+        min_runtime_s: A task is not preempted before it ran this long.
+        max_duration_s: Wall time from the first start, 0: unlimited.
+        after: Names of jobs that must have succeeded before this one starts.
+        port: Fixed port of a service; 0: the engine chooses, and tells it in ``$PORT``.
+        models: Model names that the router sends to this service.
+    """
+
+    name: str
+    kind: Kind = Kind.JOB
+    run: str = ""
+    argv: tuple[str, ...] = ()
+    setup: str = ""
+    workdir: str = ""
+    env: dict[str, str] = {}
+    resources: Resources = Resources(cpu_millis=1000)
+    accelerator_type: str = ""
+    replicas: Replicas = Replicas()
+    priority: Priority = Priority()
+    preemption: Preemption = Preemption.ANY
+    grace_period_s: float = 30.0
+    min_runtime_s: float = 0.0
+    checkpoint: Checkpoint | None = None
+    retry: Retry = Retry()
+    max_duration_s: float = 0.0
+    after: tuple[str, ...] = ()
+    port: int = 0
+    probes: Probes = Probes()
+    scaling: Scaling | None = None
+    models: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    team: str = ""
+
+    @property
+    def is_service(self) -> bool:
+        """Whether it has an endpoint and does not end by itself."""
+        return self.kind is Kind.SERVICE
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether it may run with more replicas than its gang needs."""
+        return self.replicas.max > self.replicas.min

@@ -1,0 +1,43 @@
+"""Machines: capacity, attributes, health."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tidecell.structs.resources import Resources
+
+
+class Accelerator(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One accelerator of a machine."""
+
+    index: int
+    type: str
+    memory_bytes: int = 0
+    uuid: str = ""
+
+
+class MachineSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a machine's agent reports about it.
+
+    Attributes:
+        name: Unique in the cell.
+        capacity: What tasks may reserve.
+        accelerators: One entry per accelerator; their number equals ``capacity.accelerators``.
+        attributes: Free key-value pairs, for example ``rack``.
+        isolation: How limits are enforced: ``cgroup-v2``, or ``rlimit+measure``.
+        address: Where its services are reached.
+    """
+
+    name: str
+    capacity: Resources
+    accelerators: tuple[Accelerator, ...] = ()
+    attributes: dict[str, str] = {}
+    isolation: str = ""
+    address: str = "127.0.0.1"
+
+    def has_type(self, accelerator_type: str) -> bool:
+        """Return whether it has accelerators of this type (any, if empty); names match on a word of theirs."""
+        if not accelerator_type:
+            return True
+        wanted = accelerator_type.lower()
+        return any(wanted in a.type.lower() for a in self.accelerators)
