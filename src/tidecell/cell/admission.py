@@ -1,0 +1,94 @@
+"""Accept a job or refuse it, with the reason and a fix that works. Pure."""
+
+from __future__ import annotations
+
+from tidecell.cell.state import CellState
+from tidecell.structs.errors import ConflictError, RefusedError
+from tidecell.structs.job import JobSpec, Reason, Replicas, RetryOn
+from tidecell.structs.machine import MachineSpec
+from tidecell.structs.resources import Resources, format_bytes, format_cpu
+
+
+def check_admissible(state: CellState, spec: JobSpec) -> None:
+    """Raise if the cell cannot take this job.
+
+    Raises:
+        ConflictError: A live job has this name.
+        RefusedError: No machine could ever hold it, or it depends on a job that does not exist.
+    """
+    known = state.find(spec.name)
+    if known is not None and known.live and known.spec.name == spec.name:
+        raise ConflictError(
+            f"a job named '{spec.name}' is {known.state}",
+            f"choose another name, or stop it first: tide stop {spec.name}",
+        )
+    for name in spec.after:
+        if state.find(name) is None:
+            raise RefusedError(
+                f"job '{spec.name}' comes after '{name}', and no job of that name exists",
+                "submit it first, or take it out of `after`",
+            )
+    check_capacity(state, spec, spec.replicas)
+
+
+def check_capacity(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
+    """Raise RefusedError if the gang would not fit on the empty cell (unless the job waits for that)."""
+    machines = [m.spec for m in state.machines.values() if m.up]
+    if not machines or RetryOn.NO_CAPACITY in spec.retry.on:
+        return
+    matching = [m for m in machines if m.has_type(spec.accelerator_type)]
+    if not matching:
+        raise _no_accelerator(spec, machines)
+    room = sum(spec.resources.copies_in(m.capacity) for m in matching)
+    if room == 0:
+        raise _too_large(spec, matching)
+    if room < replicas.min:
+        raise RefusedError(
+            f"job '{spec.name}' needs {replicas.min} replicas of {spec.resources.describe()} together; "
+            f"the empty cell holds {room}",
+            f"set replicas.min to {room} or fewer",
+            Reason.NO_MATCHING_MACHINE,
+        )
+
+
+def _no_accelerator(spec: JobSpec, machines: list[MachineSpec]) -> RefusedError:
+    types = sorted({a.type for m in machines for a in m.accelerators})
+    have = ", ".join(types) if types else "none"
+    hint = f"set resources.gpu to {types[0]}:1" if types else "take resources.gpu out to run on the CPU"
+    return RefusedError(
+        f"job '{spec.name}' asks for {spec.accelerator_type} accelerators; this cell has {have}",
+        hint,
+        Reason.NO_MATCHING_MACHINE,
+    )
+
+
+def _too_large(spec: JobSpec, machines: list[MachineSpec]) -> RefusedError:
+    """Name the machine that comes closest, and the numbers that would fit on it."""
+    nearest = min(machines, key=lambda m: (len(_excess(spec.resources, m.capacity)), m.name))
+    excess = _excess(spec.resources, nearest.capacity)
+    asks = " and ".join(f"{asked} {what}" for what, asked, _, _ in excess)
+    has = " and ".join(f"{has} {what}" for what, _, has, _ in excess)
+    fixes = " and ".join(f"{key} to {has}" for _, _, has, key in excess)
+    return RefusedError(
+        f"job '{spec.name}' asks for {asks} per replica; machine '{nearest.name}', which comes closest, has {has}",
+        f"set {fixes}",
+        Reason.NO_MATCHING_MACHINE,
+    )
+
+
+def _excess(request: Resources, capacity: Resources) -> list[tuple[str, str, str, str]]:
+    """Return (what, asked, available, spec key) for each component that is too large."""
+    rows = []
+    if request.cpu_millis > capacity.cpu_millis:
+        rows.append(("cpu", format_cpu(request.cpu_millis), format_cpu(capacity.cpu_millis), "resources.cpu"))
+    if request.memory_bytes > capacity.memory_bytes:
+        asked, has = format_bytes(request.memory_bytes), _floor_size(capacity.memory_bytes)
+        rows.append(("memory", asked, has, "resources.memory"))
+    if request.accelerators > capacity.accelerators:
+        rows.append(("gpu", str(request.accelerators), str(capacity.accelerators), "resources.gpu"))
+    return rows
+
+
+def _floor_size(num_bytes: int) -> str:
+    """Return a size that people can type and that fits: rounded down to MiB."""
+    return f"{num_bytes // (1 << 20)}MiB"

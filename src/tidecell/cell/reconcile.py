@@ -1,0 +1,135 @@
+"""Desired against observed: what follows from a job's state. Pure.
+
+``step`` says what an input means; this says what the state then asks for: finish a job whose work is
+done, tell surplus replicas to leave, stop what was drained, give up what depends on a failure. The
+runtime applies the events and asks again until nothing follows.
+"""
+
+from __future__ import annotations
+
+from tidecell.cell.state import CellState, Job, Task
+from tidecell.cell.step import Decision, stop_command
+from tidecell.structs.job import Cause, TaskState
+from tidecell.structs.messages import (
+    ClaimDropped,
+    JobFinished,
+    JobStopping,
+    StopTask,
+    TaskNoticed,
+    TaskStopping,
+)
+
+STOP_AFTER_DRAIN_S = 5.0  # what a replica gets to end itself once its drain time is over
+
+
+def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
+    """Return the next things that follow from this job's state; empty when it is at rest."""
+    job = state.jobs.get(uid)
+    decision = Decision()
+    if job is None:
+        return decision
+    _drop_idle_claims(state, job, decision)
+    if not job.live:
+        return decision
+    if job.stopping is None:
+        stop = _conclusion(state, job, now_s)
+        if stop is not None:
+            decision.events.append(stop)
+            return decision
+    elif not job.active_tasks():
+        decision.events.append(_finish(job))
+        return decision
+    _tell_leavers(state, job, now_s, decision)
+    _stop_leavers(state, job, now_s, decision)
+    return decision
+
+
+def _drop_idle_claims(state: CellState, job: Job, decision: Decision) -> None:
+    for claim_uid, index in list(state.claims):
+        if claim_uid != job.uid:
+            continue
+        wanted = job.live and job.stopping is None and index < min(job.desired, len(job.tasks))
+        claim = state.claims[claim_uid, index]
+        machine = state.machines.get(claim.machine)
+        here = machine is not None and machine.up
+        if not wanted or not here or job.tasks[index].state is not TaskState.PENDING:
+            decision.events.append(ClaimDropped(claim_uid, index))
+
+
+def _conclusion(state: CellState, job: Job, now_s: float) -> JobStopping | JobFinished | None:
+    """Return the event that begins the end of a job, if its end has come."""
+    failed = next((t for t in job.tasks if t.state is TaskState.FAILED), None)
+    if failed is not None:
+        text = f"replica {failed.index}: {failed.message}" if len(job.tasks) > 1 else failed.message
+        return JobStopping(
+            job.uid, TaskState.FAILED, Cause.FAILED, text, _shell_code(failed.exit_code or 1)
+        )
+    limit_s = job.spec.max_duration_s
+    if limit_s and job.started_s and now_s >= job.started_s + limit_s:
+        return JobStopping(job.uid, TaskState.TIMEOUT, Cause.TIMEOUT, f"ran longer than {limit_s:g} s", 124)
+    if not job.spec.is_service:
+        done = [t for t in job.tasks if t.state is TaskState.SUCCEEDED]
+        if done and (job.spec.is_elastic or len(done) >= job.spec.replicas.min):
+            return JobStopping(job.uid, TaskState.SUCCEEDED, Cause.COMPLETED)
+    if not job.active_tasks():
+        for name in job.spec.after:
+            other = state.find(name)
+            if other is not None and other.outcome not in (None, TaskState.SUCCEEDED):
+                text = f"comes after '{name}', which is {other.state}"
+                return JobFinished(job.uid, TaskState.CANCELLED, 1, text)
+    return None
+
+
+def _shell_code(exit_code: int) -> int:
+    """Return an exit status as shells show it: 128 + signal for a killed process."""
+    return 128 - exit_code if exit_code < 0 else exit_code
+
+
+def _finish(job: Job) -> JobFinished:
+    stop = job.stopping
+    if stop is None:
+        raise ValueError(f"job '{job.uid}' is not stopping")
+    return JobFinished(job.uid, stop.then, stop.exit_code, stop.message)
+
+
+def _tell_leavers(state: CellState, job: Job, now_s: float, decision: Decision) -> None:
+    """Tell tasks to leave that should not run: of a stopping job all, else those above ``desired``."""
+    staying = job.staying_tasks()
+    stop = job.stopping
+    if stop is not None:
+        leavers, cause, size = staying, stop.cause, 0
+    else:
+        leavers = [t for t in staying if t.index >= job.desired]
+        cause, size = Cause.RESIZE, len(staying) - len(leavers)
+    grace_s = job.spec.grace_period_s
+    if stop is not None and stop.grace_s is not None:
+        grace_s = stop.grace_s
+    for task in leavers:
+        decision.events.append(TaskNoticed(state.ref(job, task), cause, now_s + grace_s, size))
+    if leavers:
+        decision.touched = {job.uid}
+
+
+def _stop_leavers(state: CellState, job: Job, now_s: float, decision: Decision) -> None:
+    """Ask noticed processes to end: at once, or a serving replica when drained or out of time."""
+    for task in job.active_tasks():
+        notice = task.notice
+        if notice is None or notice.stopping:
+            continue
+        if _is_draining(job, task) and now_s < notice.deadline_s:
+            continue
+        ref = state.ref(job, task)
+        command = stop_command(job, task, ref, now_s)
+        if job.spec.is_service and command.grace_s <= 0 and not _hurried(job):
+            command = StopTask(ref, task.machine, notice.cause, STOP_AFTER_DRAIN_S, notice.new_size, notice.by)
+        decision.events.append(TaskStopping(ref))
+        decision.commands.append(command)
+
+
+def _is_draining(job: Job, task: Task) -> bool:
+    """Whether requests may still be in flight on this replica."""
+    return job.spec.is_service and task.ready and not _hurried(job)
+
+
+def _hurried(job: Job) -> bool:
+    return job.stopping is not None and job.stopping.grace_s == 0.0

@@ -1,0 +1,335 @@
+"""``step``: what an input means. Pure: reads the state, returns events and commands, changes nothing.
+
+What follows from the new state (a job is done, a replica is surplus, a dependency failed) is not
+decided here but in ``reconcile``, which the runtime calls for every job that an input touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+from tidecell.cell.admission import check_admissible, check_capacity
+from tidecell.cell.state import CellState, Job, Task
+from tidecell.cell.verify import verify_plan
+from tidecell.structs.errors import ConflictError, NotFoundError, RefusedError
+from tidecell.structs.job import Cause, RetryOn, TaskState
+from tidecell.structs.messages import (
+    CellOpened,
+    Command,
+    ControlStarted,
+    DesiredProposed,
+    Event,
+    Input,
+    JobAccepted,
+    JobChanged,
+    JobDesired,
+    JobReprioritized,
+    JobRescaled,
+    JobStopping,
+    JobStopRequested,
+    JobSubmitted,
+    MachineGone,
+    MachineJoined,
+    MachineLost,
+    MachineSeen,
+    PlanProposed,
+    ReplicaDrained,
+    StartTask,
+    StopTask,
+    TaskDown,
+    TaskEnded,
+    TaskProbed,
+    TaskReadiness,
+    TaskRef,
+    TaskStarted,
+    TaskStopping,
+    TaskUp,
+    Tick,
+)
+
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MAX_S = 60.0
+STABLE_AFTER_S = 300.0  # a task that ran this long starts counting failures anew
+
+
+@dataclass
+class Decision:
+    """What an input leads to.
+
+    Attributes:
+        events: Facts to journal and apply, in order.
+        commands: Effects to ask the engines for, once the events are durable.
+        touched: Uids of the jobs to reconcile; None: all live ones.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+    touched: set[str] | None = field(default_factory=set)
+
+
+def step(state: CellState, message: Input, now_s: float) -> Decision:
+    """Return what ``message`` means in this state; change nothing.
+
+    Args:
+        state: The cell as it is.
+        message: What the outside tells us.
+        now_s: Seconds since the epoch.
+
+    Raises:
+        RefusedError, ConflictError, NotFoundError: A user's request cannot be granted.
+    """
+    return _STEP[type(message)](state, message, now_s)
+
+
+def _control_started(state: CellState, message: ControlStarted, now_s: float) -> Decision:
+    return Decision([CellOpened(state.epoch + 1)], touched=None)
+
+
+def _submitted(state: CellState, message: JobSubmitted, now_s: float) -> Decision:
+    check_admissible(state, message.spec)
+    number = state.counters.get(message.spec.name, 0) + 1
+    uid = f"{message.spec.name}.{number}"
+    return Decision([JobAccepted(uid, message.spec)], touched={uid})
+
+
+def _live(state: CellState, name: str) -> Job:
+    job = state.find(name)
+    if job is None:
+        raise NotFoundError(f"no job named '{name}'", "tide ps -a lists all jobs")
+    if not job.live:
+        raise ConflictError(f"job '{name}' is {job.state} and cannot be changed")
+    return job
+
+
+def _changed(state: CellState, message: JobChanged, now_s: float) -> Decision:
+    job = _live(state, message.name)
+    if job.stopping is not None:
+        raise ConflictError(f"job '{message.name}' is stopping ({job.stopping.cause})")
+    events: list[Event] = []
+    if message.replicas is not None and message.replicas != job.spec.replicas:
+        if not 0 <= message.replicas.min <= message.replicas.max or message.replicas.max < 1:
+            raise RefusedError(
+                f"replicas {message.replicas.min}..{message.replicas.max} is no range",
+                "give MIN..MAX with 0 <= MIN <= MAX and MAX at least 1",
+            )
+        check_capacity(state, job.spec, message.replicas)
+        events.append(JobRescaled(job.uid, message.replicas))
+    if message.priority is not None and message.priority != job.spec.priority:
+        events.append(JobReprioritized(job.uid, message.priority))
+    return Decision(events, touched={job.uid})
+
+
+def _stop_requested(state: CellState, message: JobStopRequested, now_s: float) -> Decision:
+    job = _live(state, message.name)
+    grace_s = 0.0 if message.immediately else None
+    if job.stopping is None:
+        stop = JobStopping(job.uid, TaskState.CANCELLED, Cause.CANCEL, "stopped on request", 0, grace_s)
+        return Decision([stop], touched={job.uid})
+    if not message.immediately:
+        return Decision(touched={job.uid})
+    # Already stopping: hurry what is left. The engine keeps the earlier of two deadlines.
+    hurry: list[Command] = [
+        StopTask(state.ref(job, t), t.machine, job.stopping.cause, 0.0) for t in job.active_tasks()
+    ]
+    return Decision([], hurry, {job.uid})
+
+
+def _desired(state: CellState, message: DesiredProposed, now_s: float) -> Decision:
+    job = state.jobs.get(message.uid)
+    if job is None or not job.live or job.stopping is not None:
+        return Decision()
+    desired = max(job.spec.replicas.min, min(job.spec.replicas.max, message.desired))
+    if desired == job.desired:
+        return Decision()
+    return Decision([JobDesired(job.uid, desired, message.why)], touched={job.uid})
+
+
+def _machine_seen(state: CellState, message: MachineSeen, now_s: float) -> Decision:
+    """Bring what the agent runs and what we believe it runs together."""
+    decision = Decision(touched=set())
+    known = state.machines.get(message.spec.name)
+    if known is None or not known.up or known.spec != message.spec:
+        decision.events.append(MachineJoined(message.spec))
+    running = set(message.running)
+    for job in state.live_jobs():
+        for task in job.active_tasks():
+            if task.machine != message.spec.name:
+                continue
+            ref = state.ref(job, task)
+            if ref in running:
+                running.discard(ref)
+                if task.notice is not None and task.notice.stopping:
+                    decision.commands.append(stop_command(job, task, ref, now_s))
+            elif task.state is TaskState.STARTING:
+                decision.commands.append(start_command(job, task, ref))
+            else:
+                lost = TaskDown(ref, task.machine, exit_code=-1, lost=True)
+                decision.events += _ended(state, job, task, lost, now_s)
+            _touch(decision, job.uid)
+    for stray in sorted(running):
+        decision.commands.append(StopTask(stray, message.spec.name, Cause.CANCEL, 0.0))
+    return decision
+
+
+def _touch(decision: Decision, uid: str) -> None:
+    if decision.touched is not None:
+        decision.touched.add(uid)
+
+
+def start_command(job: Job, task: Task, ref: TaskRef) -> StartTask:
+    """Return the command that starts a placed task; sending it twice does no harm."""
+    return StartTask(ref, task.machine, task.attempt, job.spec, task.accelerators, len(job.staying_tasks()))
+
+
+def stop_command(job: Job, task: Task, ref: TaskRef, now_s: float) -> StopTask:
+    """Return the command that ends a noticed task, with what is left of its grace period."""
+    notice = task.notice
+    if notice is None:
+        raise ValueError(f"task {ref} was not told to leave")
+    left_s = max(0.0, notice.deadline_s - now_s)
+    return StopTask(ref, task.machine, notice.cause, left_s, notice.new_size, notice.by)
+
+
+def _machine_lost(state: CellState, message: MachineLost, now_s: float) -> Decision:
+    known = state.machines.get(message.name)
+    if known is None or not known.up:
+        return Decision()
+    decision = Decision([MachineGone(message.name)], touched=set())
+    for job in state.live_jobs():
+        for task in job.active_tasks():
+            if task.machine == message.name:
+                down = TaskDown(state.ref(job, task), task.machine, exit_code=-1, lost=True)
+                decision.events += _ended(state, job, task, down, now_s)
+                _touch(decision, job.uid)
+    return decision
+
+
+def _task_up(state: CellState, message: TaskUp, now_s: float) -> Decision:
+    task = state.task(message.ref)
+    if task is None or not task.active:
+        return Decision([], [StopTask(message.ref, message.machine, Cause.CANCEL, 0.0)])
+    if task.started_s:
+        return Decision()
+    event = TaskStarted(message.ref, message.machine, message.pid, message.port, message.agent_seq)
+    return Decision([event], touched={message.ref.uid})
+
+
+def _task_down(state: CellState, message: TaskDown, now_s: float) -> Decision:
+    task = state.task(message.ref)
+    if task is None or not task.active:
+        return Decision()  # told before, or a start that we gave up
+    job = state.jobs[message.ref.uid]
+    return Decision(list(_ended(state, job, task, message, now_s)), touched={job.uid})
+
+
+def _ended(state: CellState, job: Job, task: Task, down: TaskDown, now_s: float) -> list[Event]:
+    """Decide what the end of one start means for its task."""
+    cause = task.notice.cause if task.notice is not None else (Cause.LOST if down.lost else None)
+    ran_s = now_s - task.started_s if task.started_s else 0.0
+    failures = 0 if ran_s >= STABLE_AFTER_S else task.failures
+    message = _describe_end(down)
+    then, not_before_s = TaskState.PENDING, 0.0
+    if job.stopping is not None:
+        then = TaskState.SUCCEEDED if _clean_end(job, down) else _STOPPED_AS[job.stopping.cause]
+    elif task.notice is not None and not down.completed:
+        pass  # left as told: runs again when there is room
+    elif down.exit_code == 0 and not down.error and not down.lost and not job.spec.is_service:
+        then = TaskState.SUCCEEDED
+    else:
+        failures += 1
+        if _may_retry(job, down, failures):
+            not_before_s = now_s + min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (failures - 1))
+        else:
+            then = TaskState.FAILED
+    event = TaskEnded(
+        down.ref, then, down.machine, down.exit_code, cause, message, not_before_s, failures, down.agent_seq
+    )
+    return [event]
+
+
+_STOPPED_AS = {
+    Cause.CANCEL: TaskState.CANCELLED,
+    Cause.FAILED: TaskState.CANCELLED,
+    Cause.COMPLETED: TaskState.SUCCEEDED,
+    Cause.TIMEOUT: TaskState.TIMEOUT,
+}
+
+
+def _clean_end(job: Job, down: TaskDown) -> bool:
+    finished_work = down.completed and down.exit_code == 0
+    return finished_work or (job.stopping is not None and job.stopping.cause is Cause.COMPLETED)
+
+
+def _may_retry(job: Job, down: TaskDown, failures: int) -> bool:
+    """Services come back always; jobs as their retry policy says."""
+    if job.spec.is_service and not down.error:
+        return True
+    interrupted = down.lost or (down.exit_code == -9 and not down.out_of_memory)
+    cause = RetryOn.INTERRUPTION if interrupted else RetryOn.ERROR
+    return cause in job.spec.retry.on and failures <= job.spec.retry.max
+
+
+def _describe_end(down: TaskDown) -> str:
+    if down.error:
+        return down.error
+    if down.lost:
+        return "its machine or agent went away"
+    if down.out_of_memory:
+        return "killed: more memory than its limit"
+    if down.exit_code < 0:
+        return f"killed by signal {-down.exit_code}"
+    return f"exit code {down.exit_code}" if down.exit_code else ""
+
+
+def _probed(state: CellState, message: TaskProbed, now_s: float) -> Decision:
+    task = state.task(message.ref)
+    if task is None or not task.active or task.ready == message.ready:
+        return Decision()
+    return Decision([TaskReadiness(message.ref, message.ready)], touched={message.ref.uid})
+
+
+def _drained(state: CellState, message: ReplicaDrained, now_s: float) -> Decision:
+    task = state.task(message.ref)
+    if task is None or task.notice is None or task.notice.stopping:
+        return Decision()
+    job = state.jobs[message.ref.uid]
+    command = stop_command(job, task, message.ref, now_s)
+    return Decision([TaskStopping(message.ref)], [command], {job.uid})
+
+
+def _plan(state: CellState, message: PlanProposed, now_s: float) -> Decision:
+    verified = verify_plan(state, message.plan, now_s)
+    commands: list[Command] = []
+    for placed in verified.placed:
+        job = state.jobs[placed.ref.uid]
+        size = len(job.staying_tasks()) + sum(1 for p in verified.placed if p.ref.uid == job.uid)
+        commands.append(
+            StartTask(placed.ref, placed.machine, placed.attempt, job.spec, placed.accelerators, size)
+        )
+    return Decision(verified.events, commands, verified.touched)
+
+
+def _tick(state: CellState, message: Tick, now_s: float) -> Decision:
+    return Decision(touched=None)
+
+
+_STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
+    ControlStarted: _control_started,
+    JobSubmitted: _submitted,
+    JobChanged: _changed,
+    JobStopRequested: _stop_requested,
+    DesiredProposed: _desired,
+    MachineSeen: _machine_seen,
+    MachineLost: _machine_lost,
+    TaskUp: _task_up,
+    TaskDown: _task_down,
+    TaskProbed: _probed,
+    ReplicaDrained: _drained,
+    PlanProposed: _plan,
+    Tick: _tick,
+}
+
+__all__ = ["Decision", "start_command", "step", "stop_command"]

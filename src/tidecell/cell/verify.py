@@ -1,0 +1,154 @@
+"""Check a plan against the state as it is now; what no longer holds is left out. Pure.
+
+The scheduler works on a snapshot; meanwhile the cell moves on. As in Nomad, a plan is a proposal:
+a gang whose placements do not all hold is dropped whole, a beneficiary whose victims are not all
+there keeps none of them. What is dropped stays pending and is planned again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tidecell.cell.state import CellState, Job, Task
+from tidecell.cell.usage import MachineUse, held_for_others, machine_use
+from tidecell.structs.job import Cause, TaskState
+from tidecell.structs.messages import (
+    Claim,
+    ClaimDropped,
+    Claimed,
+    Event,
+    Placement,
+    Plan,
+    Removal,
+    TaskNoticed,
+    TaskPlaced,
+    TaskRef,
+)
+
+
+@dataclass
+class Verified:
+    """The part of a plan that holds."""
+
+    events: list[Event] = field(default_factory=list)
+    placed: list[TaskPlaced] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+
+
+def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
+    """Return the events of what still holds of ``plan``."""
+    out = Verified()
+    for uid, index in plan.withdrawals:
+        if (uid, index) in state.claims:
+            out.events.append(ClaimDropped(uid, index))
+            out.touched.add(uid)
+    use = machine_use(state)
+    for uid, group in _by_job(plan.placements):
+        job = state.jobs.get(uid)
+        if job is not None and _gang_holds(state, job, group, use):
+            _place(state, job, group, use, out)
+    for uid, removals, claims in _by_beneficiary(plan):
+        beneficiary = state.jobs.get(uid)
+        if beneficiary is not None and _removals_hold(state, beneficiary, removals, claims):
+            _remove(state, beneficiary, removals, claims, now_s, out)
+    return out
+
+
+def _by_job(placements: Iterable[Placement]) -> list[tuple[str, list[Placement]]]:
+    groups: dict[str, list[Placement]] = {}
+    for placement in placements:
+        groups.setdefault(placement.uid, []).append(placement)
+    return list(groups.items())
+
+
+def _pending_and_wanted(job: Job, index: int) -> Task | None:
+    if not job.live or job.stopping is not None or index >= min(job.desired, len(job.tasks)):
+        return None
+    task = job.tasks[index]
+    return task if task.state is TaskState.PENDING else None
+
+
+def _gang_holds(state: CellState, job: Job, group: list[Placement], use: dict[str, MachineUse]) -> bool:
+    if len(job.staying_tasks()) + len(group) < min(job.spec.replicas.min, job.desired):
+        return False
+    extra: dict[str, int] = {}
+    taken: set[tuple[str, int]] = set()
+    for placement in group:
+        machine = state.machines.get(placement.machine)
+        if machine is None or not machine.up or _pending_and_wanted(job, placement.index) is None:
+            return False
+        extra[placement.machine] = extra.get(placement.machine, 0) + 1
+        entry = use[placement.machine]
+        held = held_for_others(state, placement.machine, job.uid, placement.index)
+        for sibling in group:  # a sibling's claim on this machine is part of this very gang
+            claim = state.claims.get((job.uid, sibling.index))
+            if claim and claim.machine == placement.machine and sibling is not placement:
+                held = held - claim.resources
+        wanted = job.spec.resources.times(extra[placement.machine])
+        if not (entry.used + held + wanted).fits(entry.capacity):
+            return False
+        indices = {(placement.machine, i) for i in placement.accelerators}
+        if len(placement.accelerators) != job.spec.resources.accelerators or indices & taken:
+            return False
+        if entry.accelerators & set(placement.accelerators):
+            return False
+        taken |= indices
+    return True
+
+
+def _place(
+    state: CellState, job: Job, group: list[Placement], use: dict[str, MachineUse], out: Verified
+) -> None:
+    for placement in group:
+        task = job.tasks[placement.index]
+        if (job.uid, task.index) in state.claims:
+            out.events.append(ClaimDropped(job.uid, task.index))
+        # The sequence number that this event will get: unique, and higher than any before.
+        ref = TaskRef(job.uid, task.index, state.seq + len(out.events) + 1)
+        placed = TaskPlaced(ref, task.attempt + 1, placement.machine, placement.accelerators)
+        out.events.append(placed)
+        out.placed.append(placed)
+        entry = use[placement.machine]
+        entry.used = entry.used + job.spec.resources
+        entry.accelerators.update(placement.accelerators)
+    out.touched.add(job.uid)
+
+
+def _by_beneficiary(plan: Plan) -> list[tuple[str, list[Removal], list[Claim]]]:
+    names = dict.fromkeys([r.by for r in plan.removals] + [c.uid for c in plan.claims])
+    return [
+        (name, [r for r in plan.removals if r.by == name], [c for c in plan.claims if c.uid == name])
+        for name in names
+    ]
+
+
+def _removals_hold(state: CellState, by: Job, removals: list[Removal], claims: list[Claim]) -> bool:
+    if any(_pending_and_wanted(by, claim.index) is None for claim in claims):
+        return False
+    for removal in removals:
+        job = state.jobs.get(removal.uid)
+        if job is None or not job.live or removal.index >= len(job.tasks):
+            return False
+        task = job.tasks[removal.index]
+        if not task.active or task.notice is not None or task.machine != removal.machine:
+            return False
+        if job.spec.priority.band >= by.spec.priority.band:
+            return False
+    return True
+
+
+def _remove(
+    state: CellState, by: Job, removals: list[Removal], claims: list[Claim], now_s: float, out: Verified
+) -> None:
+    for removal in removals:
+        job = state.jobs[removal.uid]
+        ref = state.ref(job, job.tasks[removal.index])
+        deadline_s = now_s + job.spec.grace_period_s
+        out.events.append(
+            TaskNoticed(ref, Cause.PREEMPT, deadline_s, removal.new_size, by.spec.name)
+        )
+        out.touched.add(job.uid)
+    for claim in claims:
+        out.events.append(Claimed(claim))
+    out.touched.add(by.uid)
