@@ -1,0 +1,111 @@
+"""What the router says about itself when asked: counts since its start, and the last seconds' latencies.
+
+Pure values; ``meters`` fills them, ``control`` carries them. Durations are in milliseconds, rates per second.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """Quantiles of the samples of the last 10 s; all 0 when there were none.
+
+    Attributes:
+        num_samples: How many samples they rest on (at most 4096, the newest).
+    """
+
+    p50: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+    num_samples: int = 0
+
+
+class EndpointStats(msgspec.Struct, frozen=True):
+    """One replica as the router sees it.
+
+    Attributes:
+        in_flight: Requests sent and not finished; a replica has drained when it is 0 and gets no new ones.
+        requests: Attempts sent to it.
+        failures: Attempts that it failed: not reached, lost, timed out or answered 5xx.
+        latency_ewma_ms: Moving average of the time to the first byte.
+        ejected: Left out for now, for failing.
+        unreachable: Its port refused; tried again soon.
+        state: ``ready``, ``draining``, or ``gone`` (left the table with requests in flight).
+    """
+
+    in_flight: int = 0
+    requests: int = 0
+    failures: int = 0
+    latency_ewma_ms: float = 0.0
+    ejected: bool = False
+    unreachable: bool = False
+    state: str = "ready"
+
+
+class ServiceStats(msgspec.Struct, frozen=True):
+    """One service as the router sees it.
+
+    Attributes:
+        ongoing: In flight and queued together: the load that the autoscaler follows.
+        in_flight: Requests at a replica.
+        queued: Requests waiting for a replica.
+        requests_total: Requests admitted.
+        ok_total: Requests that a replica answered in full with a status under 500.
+        failed_total: Others, by outcome (see ``access_log``); ``client_closed`` is the client's doing.
+        retries_total: Attempts beyond the first.
+        rate_1s: Requests admitted per second over the last second.
+        rate_10s: The same over the last 10 s.
+        ttft_ms: From admission to the first byte of the answer.
+        duration_ms: From admission to the last byte of the answer.
+        tokens_in_total: Prompt tokens, from the ``usage`` that replicas reported.
+        tokens_out_total: Completion tokens, likewise.
+        endpoints: By endpoint id; those that left the table stay until nothing is in flight.
+    """
+
+    ongoing: int = 0
+    in_flight: int = 0
+    queued: int = 0
+    requests_total: int = 0
+    ok_total: int = 0
+    failed_total: dict[str, int] = {}
+    retries_total: int = 0
+    rate_1s: float = 0.0
+    rate_10s: float = 0.0
+    ttft_ms: Quantiles = Quantiles()
+    duration_ms: Quantiles = Quantiles()
+    tokens_in_total: int = 0
+    tokens_out_total: int = 0
+    endpoints: dict[str, EndpointStats] = {}
+
+
+class RouterStats(msgspec.Struct, frozen=True):
+    """The whole router.
+
+    Attributes:
+        version: Version of the table that is served.
+        epoch: Its epoch.
+        pid: Process id of the router.
+        port: Port it listens on.
+        uptime_s: Seconds since it started.
+        connections: Client connections that are open.
+        refused_total: Requests that were not admitted, by outcome.
+        services: By name.
+    """
+
+    version: int = 0
+    epoch: int = 0
+    pid: int = 0
+    port: int = 0
+    uptime_s: float = 0.0
+    connections: int = 0
+    refused_total: dict[str, int] = {}
+    services: dict[str, ServiceStats] = {}
+
+    def in_flight(self, endpoint_id: str) -> int:
+        """Return the requests in flight at an endpoint, 0 when the router does not know it (any more)."""
+        return sum(
+            service.endpoints[endpoint_id].in_flight
+            for service in self.services.values()
+            if endpoint_id in service.endpoints
+        )
