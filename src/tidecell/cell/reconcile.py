@@ -61,9 +61,7 @@ def _conclusion(state: CellState, job: Job, now_s: float) -> JobStopping | JobFi
     failed = next((t for t in job.tasks if t.state is TaskState.FAILED), None)
     if failed is not None:
         text = f"replica {failed.index}: {failed.message}" if len(job.tasks) > 1 else failed.message
-        return JobStopping(
-            job.uid, TaskState.FAILED, Cause.FAILED, text, _shell_code(failed.exit_code or 1)
-        )
+        return JobStopping(job.uid, TaskState.FAILED, Cause.FAILED, text, _shell_code(failed.exit_code or 1))
     limit_s = job.spec.max_duration_s
     if limit_s and job.started_s and now_s >= job.started_s + limit_s:
         return JobStopping(job.uid, TaskState.TIMEOUT, Cause.TIMEOUT, f"ran longer than {limit_s:g} s", 124)
@@ -121,7 +119,9 @@ def _stop_leavers(state: CellState, job: Job, now_s: float, decision: Decision) 
         ref = state.ref(job, task)
         command = stop_command(job, task, ref, now_s)
         if job.spec.is_service and command.grace_s <= 0 and not _hurried(job):
-            command = StopTask(ref, task.machine, notice.cause, STOP_AFTER_DRAIN_S, notice.new_size, notice.by)
+            command = StopTask(
+                ref, task.machine, notice.cause, STOP_AFTER_DRAIN_S, notice.new_size, notice.by
+            )
         decision.events.append(TaskStopping(ref))
         decision.commands.append(command)
 

@@ -206,9 +206,7 @@ def _task(state: CellState, ref: TaskRef) -> tuple[Job, Task]:
 
 def _move(job: Job, task: Task, to: TaskState) -> None:
     if to not in TRANSITIONS[task.state]:
-        raise InvariantError(
-            f"task {job.uid}/{task.index} cannot go from {task.state} to {to}", job.story
-        )
+        raise InvariantError(f"task {job.uid}/{task.index} cannot go from {task.state} to {to}", job.story)
     task.state = to
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from tidecell.cell.admission import check_admissible, check_capacity
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.verify import verify_plan

@@ -145,9 +145,7 @@ def _remove(
         job = state.jobs[removal.uid]
         ref = state.ref(job, job.tasks[removal.index])
         deadline_s = now_s + job.spec.grace_period_s
-        out.events.append(
-            TaskNoticed(ref, Cause.PREEMPT, deadline_s, removal.new_size, by.spec.name)
-        )
+        out.events.append(TaskNoticed(ref, Cause.PREEMPT, deadline_s, removal.new_size, by.spec.name))
         out.touched.add(job.uid)
     for claim in claims:
         out.events.append(Claimed(claim))

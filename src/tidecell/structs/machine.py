@@ -36,7 +36,7 @@ class MachineSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     address: str = "127.0.0.1"
 
     def has_type(self, accelerator_type: str) -> bool:
-        """Return whether it has accelerators of this type (any, if empty); names match on a word of theirs."""
+        """Return whether it has accelerators of this type; an empty type is any, names match on a part."""
         if not accelerator_type:
             return True
         wanted = accelerator_type.lower()

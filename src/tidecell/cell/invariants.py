@@ -1,0 +1,101 @@
+"""Truths of every reachable state (DESIGN, "Invariants"), checked in tests, in simulation, and live
+behind a debug flag. Those listed are the ones that one machine with this feature set can break.
+"""
+
+from __future__ import annotations
+
+from tidecell.cell.state import CellState, Job
+from tidecell.cell.usage import machine_use
+from tidecell.structs.errors import InvariantError
+from tidecell.structs.job import ACTIVE, Band, TaskState
+from tidecell.structs.messages import TaskRef
+
+
+def check_state(state: CellState) -> None:
+    """Raise InvariantError if anything that must always hold does not."""
+    _indexes(state)
+    _epochs(state)
+    _capacity(state)
+    for job in state.jobs.values():
+        _job(state, job)
+    _claims(state)
+
+
+def _require(truth: bool, message: str, job: Job | None = None) -> None:
+    if not truth:
+        raise InvariantError(message, job.story if job is not None else ())
+
+
+def _indexes(state: CellState) -> None:
+    live = {uid for uid, job in state.jobs.items() if job.outcome is None}
+    _require(live == set(state.live_uids), "the index of live jobs is wrong")
+    for name, uid in state.by_name.items():
+        _require(uid in state.jobs and state.jobs[uid].spec.name == name, f"'{name}' points nowhere")
+
+
+def _epochs(state: CellState) -> None:
+    """1. An attempt never runs twice: no two active starts share an epoch."""
+    seen: set[TaskRef] = set()
+    epochs: set[int] = set()
+    for job in state.jobs.values():
+        for task in job.tasks:
+            if task.active:
+                _require(task.epoch not in epochs, f"epoch {task.epoch} is used twice", job)
+                epochs.add(task.epoch)
+                seen.add(state.ref(job, task))
+
+
+def _capacity(state: CellState) -> None:
+    """2. Reservations never exceed capacity; an accelerator has one holder."""
+    for name, use in machine_use(state).items():
+        _require(
+            use.used.fits(use.capacity), f"machine '{name}' is over-committed: {use.used} of {use.capacity}"
+        )
+    held: dict[tuple[str, int], str] = {}
+    for job in state.live_jobs():
+        for task in job.tasks:
+            for index in task.accelerators if task.active else ():
+                other = held.setdefault((task.machine, index), f"{job.uid}/{task.index}")
+                _require(other == f"{job.uid}/{task.index}", f"accelerator {index} has two holders", job)
+
+
+def _job(state: CellState, job: Job) -> None:
+    if job.outcome is not None:
+        active = [t for t in job.tasks if t.state in ACTIVE or t.state is TaskState.PENDING]
+        _require(not active, f"job '{job.uid}' is finished and still has live tasks", job)
+        return
+    _require(
+        job.desired <= max(job.spec.replicas.max, 0), f"job '{job.uid}' wants more than its maximum", job
+    )
+    for task in job.tasks:
+        _require(
+            (task.state is TaskState.RESIZING) == (task.notice is not None),
+            f"task {job.uid}/{task.index}: RESIZING and its notice do not agree",
+            job,
+        )
+        _require(not task.active or task.machine != "", f"task {job.uid}/{task.index} runs nowhere", job)
+        _preempted_fairly(state, job, task.notice.by if task.notice else "")
+
+
+def _preempted_fairly(state: CellState, job: Job, by: str) -> None:
+    """4 and 9. Production is preempted by nobody but monitoring; a beneficiary is in a higher band."""
+    beneficiary = state.find(by) if by else None
+    if beneficiary is None or not beneficiary.live:
+        return
+    band, other = job.spec.priority.band, beneficiary.spec.priority.band
+    if other is Band.PRODUCTION:
+        _require(band is not Band.PRODUCTION, f"'{job.uid}' of production gives way to production", job)
+
+
+def _claims(state: CellState) -> None:
+    """8. Capacity is held only for a task that waits and is wanted."""
+    for (uid, index), claim in state.claims.items():
+        job = state.jobs.get(uid)
+        _require(job is not None and job.live, f"capacity is held for '{uid}', which is not live")
+        if job is not None and index < len(job.tasks):
+            _require(
+                job.tasks[index].state is TaskState.PENDING,
+                f"capacity is held for {uid}/{index}, which runs",
+                job,
+            )
+        _require(claim.machine in state.machines, f"capacity is held on unknown machine '{claim.machine}'")

@@ -1,0 +1,50 @@
+"""The cell's state as the scheduler sees it. Pure."""
+
+from __future__ import annotations
+
+from tidecell.cell.state import CellState, Job, Task
+from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
+from tidecell.structs.job import TaskState
+
+
+def take_snapshot(state: CellState, now_s: float) -> Snapshot:
+    """Return an immutable picture of the live cell at ``now_s``."""
+    machines = tuple(m.spec for _, m in sorted(state.machines.items()) if m.up)
+    jobs = tuple(_job_view(state, job, now_s) for job in state.live_jobs())
+    return Snapshot(now_s, machines, jobs, tuple(state.claims[k] for k in sorted(state.claims)))
+
+
+def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
+    tasks = tuple(_task_view(t, now_s) for t in job.tasks if t.active or _waits(job, t))
+    blocked = tuple(
+        name for name in job.spec.after if (o := state.find(name)) and o.outcome is not TaskState.SUCCEEDED
+    )
+    limit_s = job.spec.max_duration_s
+    ends_by_s = (job.started_s or now_s) + limit_s if limit_s else 0.0
+    return JobView(
+        uid=job.uid,
+        spec=job.spec,
+        submitted_s=job.submitted_s,
+        desired=job.desired,
+        tasks=tasks,
+        blocked_by=blocked,
+        ends_by_s=ends_by_s,
+        stopping=job.stopping is not None,
+    )
+
+
+def _waits(job: Job, task: Task) -> bool:
+    return task.state is TaskState.PENDING and task.index < job.desired and job.stopping is None
+
+
+def _task_view(task: Task, now_s: float) -> TaskView:
+    if not task.active:
+        return TaskView(task.index, pending=True, not_before_s=task.not_before_s)
+    return TaskView(
+        index=task.index,
+        machine=task.machine,
+        accelerators=task.accelerators,
+        running_s=max(0.0, now_s - task.placed_s),
+        leaving=task.notice is not None,
+        leaving_by_s=task.notice.deadline_s if task.notice is not None else 0.0,
+    )

@@ -1,0 +1,111 @@
+"""The cheapest sufficient set of victims. Pure.
+
+Replicas above a gang's minimum are taken first, lowest band first; a whole gang only where nothing
+else helps, and then wholly, so that no gang is left below its minimum. The set is minimal: leave any
+group out and the beneficiary does not fit. Capacity that is being vacated anyway is used first.
+
+Cases behind the rules: Kueue #15211 (use what is already leaving), Volcano #4607 (never one replica
+of many gangs), Volcano #5984 (trim to the smallest sufficient set).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tidecell.scheduler.board import Board
+from tidecell.scheduler.snapshot import JobView, TaskView
+from tidecell.structs.job import Preemption
+from tidecell.structs.resources import Resources
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks of one job that go together: one replica above min, or all that remain of a gang."""
+
+    job: JobView
+    tasks: tuple[TaskView, ...]
+    whole: bool
+
+    def cost(self) -> tuple[int, int, int, float, str]:
+        """Sort key, cheapest first: above min, low band, low order, little work lost."""
+        lost_s = sum(_work_at_risk_s(self.job, t) for t in self.tasks)
+        priority = self.job.spec.priority
+        return (int(self.whole), int(priority.band), priority.order, lost_s, self.job.uid)
+
+
+def _work_at_risk_s(job: JobView, task: TaskView) -> float:
+    """Return seconds of work that stopping this task may lose: since its start or last checkpoint."""
+    checkpoint = job.spec.checkpoint
+    return min(task.running_s, checkpoint.every_s) if checkpoint is not None else task.running_s
+
+
+@dataclass(frozen=True)
+class Victims:
+    """Who leaves, and where the beneficiary's tasks then go."""
+
+    tasks: tuple[tuple[JobView, TaskView], ...]
+    machines: tuple[str, ...]
+
+
+def find_victims(
+    board: Board, jobs: Sequence[JobView], by: JobView, indices: Sequence[int]
+) -> Victims | None:
+    """Return the cheapest minimal set whose leaving lets ``by`` start, or None if there is none.
+
+    An empty set means that what is leaving already suffices.
+    """
+    machines = board.fit(by, indices, future=True)
+    if machines is not None:
+        return Victims((), tuple(machines))
+    groups = sorted(_groups(jobs, by), key=Group.cost)
+    chosen: list[Group] = []
+    for group in groups:
+        chosen.append(group)
+        if board.fit(by, indices, future=True, freed=_freed(chosen)) is not None:
+            break
+    else:
+        return None
+    chosen = _trim(board, by, indices, chosen)
+    machines = board.fit(by, indices, future=True, freed=_freed(chosen))
+    if machines is None:
+        return None
+    return Victims(tuple((g.job, t) for g in chosen for t in g.tasks), tuple(machines))
+
+
+def _groups(jobs: Sequence[JobView], by: JobView) -> list[Group]:
+    out: list[Group] = []
+    for job in jobs:
+        policy = job.spec.preemption
+        if job.spec.priority.band >= by.spec.priority.band or policy is Preemption.NEVER or job.stopping:
+            continue
+        staying = [t for t in job.tasks if t.machine and not t.leaving]
+        spare = max(0, len(staying) - job.spec.replicas.min)
+        above, rest = (staying[-spare:], staying[:-spare]) if spare else ([], staying)
+        above = [t for t in above if t.running_s >= job.spec.min_runtime_s]
+        out += [Group(job, (t,), whole=False) for t in reversed(above)]
+        old_enough = all(t.running_s >= job.spec.min_runtime_s for t in staying)
+        if policy is Preemption.ANY and rest and old_enough:
+            out.append(Group(job, tuple(rest), whole=True))
+    return out
+
+
+def _freed(groups: Sequence[Group]) -> dict[str, Resources]:
+    freed: dict[str, Resources] = {}
+    for group in groups:
+        for task in group.tasks:
+            freed[task.machine] = freed.get(task.machine, Resources()) + group.job.spec.resources
+    return freed
+
+
+def _trim(board: Board, by: JobView, indices: Sequence[int], chosen: list[Group]) -> list[Group]:
+    """Drop every group that is not needed, the dearest first; a whole gang keeps its single replicas."""
+    kept = list(chosen)
+    for group in sorted(chosen, key=Group.cost, reverse=True):
+        gang_goes = any(g.whole and g.job.uid == group.job.uid for g in kept)
+        if not group.whole and gang_goes:
+            continue
+        rest = [g for g in kept if g is not group]
+        if board.fit(by, indices, future=True, freed=_freed(rest)) is not None:
+            kept = rest
+    return kept

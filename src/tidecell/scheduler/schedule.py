@@ -1,0 +1,279 @@
+"""``schedule``: the one function behind the live cell, ``plan``, ``why`` and the simulator. Pure.
+
+Work is taken in order: band, then gangs before growth, then the integer inside the band, then age. A
+gang is placed whole or not at all. What does not fit may take capacity from lower bands; what still
+does not fit reserves its place, and later work may use only what that place leaves over, or time that
+ends before it (EASY backfill, Lifka 1995). Same snapshot and seed, same plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tidecell.scheduler.board import Board
+from tidecell.scheduler.preemption import find_victims
+from tidecell.scheduler.snapshot import JobView, PlanTrace, Snapshot, TaskView, Waiting
+from tidecell.structs.job import Reason
+from tidecell.structs.messages import Claim, Placement, Plan, Removal
+from tidecell.structs.resources import Resources
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tasks of one job that are placed together.
+
+    Attributes:
+        demanded: It may preempt and reserve; growth of an elastic job only fills what is spare.
+    """
+
+    job: JobView
+    tasks: tuple[TaskView, ...]
+    growth: bool
+    demanded: bool
+
+    @property
+    def indices(self) -> list[int]:
+        """Indices of its tasks."""
+        return [t.index for t in self.tasks]
+
+    def order(self) -> tuple[int, int, int, float, str, int]:
+        """Sort key: what is served first."""
+        priority = self.job.spec.priority
+        return (
+            -int(priority.band),
+            int(self.growth),
+            -priority.order,
+            self.job.submitted_s,
+            self.job.uid,
+            self.tasks[0].index,
+        )
+
+
+@dataclass
+class _Pass:
+    """One scheduling pass."""
+
+    snapshot: Snapshot
+    board: Board
+    trace: PlanTrace = field(default_factory=PlanTrace)
+    placements: list[Placement] = field(default_factory=list)
+    removals: list[Removal] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    withdrawals: list[tuple[str, int]] = field(default_factory=list)
+    left: set[tuple[str, int]] = field(default_factory=set)  # told to leave in this very pass
+    heads: list[tuple[JobView, float]] = field(default_factory=list)  # who reserved, and from when
+    failed_shapes: dict[tuple[object, ...], Waiting] = field(default_factory=dict)
+
+
+def schedule(snapshot: Snapshot, seed: int = 0) -> tuple[Plan, PlanTrace]:
+    """Return what to do now, and why the rest waits.
+
+    Args:
+        snapshot: The cell as it is.
+        seed: Breaks ties between machines that are equally good; 0: the smallest name.
+    """
+    run = _Pass(snapshot, Board(snapshot, seed))
+    units: list[Unit] = []
+    for job in snapshot.jobs:
+        units += _units(run, job)
+    for unit in sorted(units, key=Unit.order):
+        _serve(run, unit)
+    plan = Plan(tuple(run.placements), tuple(run.removals), tuple(run.claims), tuple(run.withdrawals))
+    return plan, run.trace
+
+
+def _units(run: _Pass, job: JobView) -> list[Unit]:
+    """Split a job's waiting tasks into its gang's missing part and single replicas of growth."""
+    if job.stopping:
+        return []
+    pending = [t for t in job.tasks if t.pending]
+    if not pending:
+        return []
+    if job.blocked_by:
+        names = ", ".join(f"'{n}'" for n in job.blocked_by)
+        run.trace.waiting[job.uid] = Waiting((Reason.DEPENDENCY,), f"comes after {names}", len(pending))
+        return []
+    ready = [t for t in pending if t.not_before_s <= run.snapshot.now_s]
+    if len(ready) < len(pending):
+        at = min(t.not_before_s for t in pending if t not in ready)
+        wait_s = at - run.snapshot.now_s
+        text = f"starts again in {wait_s:.1f} s after a failure"
+        run.trace.waiting[job.uid] = Waiting((Reason.BACKOFF,), text, len(pending) - len(ready))
+    staying = sum(1 for t in job.tasks if t.machine and not t.leaving)
+    missing = max(0, min(job.spec.replicas.min, job.desired) - staying)
+    if missing > len(ready):
+        return []  # part of the gang backs off or is still leaving: all or nothing
+    gang = [Unit(job, tuple(ready[:missing]), growth=False, demanded=True)] if missing else []
+    demanded = job.spec.is_service
+    return gang + [Unit(job, (t,), growth=True, demanded=demanded) for t in ready[missing:]]
+
+
+def _serve(run: _Pass, unit: Unit) -> None:
+    if not run.board.slots:
+        _wait(run, unit, Reason.WAITING_FOR_CAPACITY, detail="no machine has joined yet")
+        return
+    shape = (
+        unit.job.spec.resources,
+        unit.job.spec.accelerator_type,
+        len(unit.tasks),
+        unit.job.spec.priority.band,
+    )
+    shape = (*shape, unit.demanded, unit.job.spec.max_duration_s)
+    known = run.failed_shapes.get(shape)
+    if known is not None and not _has_claim(run, unit):
+        _wait(run, unit, *known.reasons, detail=known.detail, behind=known.behind)
+        return
+    if _place(run, unit) or (unit.demanded and _preempt(run, unit)):
+        return
+    _explain_wait(run, unit)
+    # Nothing becomes free during a pass, so the same shape fails again: do not ask twice.
+    run.failed_shapes[shape] = run.trace.waiting[unit.job.uid]
+    if unit.demanded:
+        run.heads.append((unit.job, shadow_start_s(run.snapshot, unit.job, len(unit.tasks))))
+        run.board.reserve(unit.job, len(unit.tasks))
+
+
+def _shape(unit: Unit) -> tuple[object, ...]:
+    """What makes two units fail alike."""
+    spec = unit.job.spec
+    size = (spec.resources, spec.accelerator_type, len(unit.tasks), spec.max_duration_s)
+    return (*size, spec.priority.band, unit.demanded)
+
+
+def _has_claim(run: _Pass, unit: Unit) -> bool:
+    return any((unit.job.uid, i) in run.board.claims for i in unit.indices)
+
+
+def _place(run: _Pass, unit: Unit) -> bool:
+    machines = run.board.fit(unit.job, unit.indices)
+    if machines is None and _ends_before_heads(run, unit):
+        machines = run.board.fit(unit.job, unit.indices, ignore_reserved=True)
+    if machines is None:
+        return False
+    for index, machine in zip(unit.indices, machines, strict=True):
+        given = run.board.take(unit.job, index, machine)
+        run.placements.append(Placement(unit.job.uid, index, machine, given))
+    return True
+
+
+def _ends_before_heads(run: _Pass, unit: Unit) -> bool:
+    """Whether this work is over before any reserved start: it may use the reserved room."""
+    limit_s = unit.job.spec.max_duration_s
+    if not run.heads or not limit_s:
+        return False
+    return all(start_s and run.snapshot.now_s + limit_s <= start_s for _, start_s in run.heads)
+
+
+def _preempt(run: _Pass, unit: Unit) -> bool:
+    """Take capacity from lower bands, and hold it for this unit."""
+    jobs = [_as_seen_now(run, job) for job in run.snapshot.jobs]
+    if _has_claim(run, unit):
+        if run.board.fit(unit.job, unit.indices, future=True) is not None:
+            _wait(run, unit, Reason.WAITING_FOR_PREEMPTED, detail="the capacity held for it is being vacated")
+            return True
+        for index in unit.indices:
+            if run.board.claims.pop((unit.job.uid, index), None) is not None:
+                run.withdrawals.append((unit.job.uid, index))
+    victims = find_victims(run.board, jobs, unit.job, unit.indices)
+    if victims is None:
+        return False
+    sizes = {job.uid: sum(1 for t in job.tasks if t.machine and not t.leaving) for job in jobs}
+    for job, _ in victims.tasks:
+        sizes[job.uid] -= 1
+    for job, task in victims.tasks:
+        run.removals.append(Removal(job.uid, task.index, task.machine, unit.job.uid, sizes[job.uid]))
+        run.left.add((job.uid, task.index))
+        run.board.leave(job, task)
+    for index, machine in zip(unit.indices, victims.machines, strict=True):
+        claim = Claim(unit.job.uid, index, machine, unit.job.spec.resources)
+        run.claims.append(claim)
+        run.board.claim(claim)
+    names = (
+        ", ".join(dict.fromkeys(f"'{job.name}'" for job, _ in victims.tasks)) or "tasks that leave already"
+    )
+    _wait(run, unit, Reason.WAITING_FOR_PREEMPTED, detail=f"takes the place of {names}")
+    return True
+
+
+def _as_seen_now(run: _Pass, job: JobView) -> JobView:
+    """The job with the tasks marked that this pass has already told to leave."""
+    if not any(uid == job.uid for uid, _ in run.left):
+        return job
+    tasks = tuple(
+        TaskView(t.index, t.pending, t.machine, t.accelerators, t.running_s, True)
+        if (job.uid, t.index) in run.left
+        else t
+        for t in job.tasks
+    )
+    return JobView(
+        job.uid, job.spec, job.submitted_s, job.desired, tasks, job.blocked_by, job.ends_by_s, job.stopping
+    )
+
+
+def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "") -> None:
+    known = run.trace.waiting.get(unit.job.uid)
+    count = len(unit.tasks) + (known.num_tasks if known is not None else 0)
+    if known is not None:
+        reasons = tuple(dict.fromkeys((*known.reasons, *reasons)))
+        detail, behind = known.detail or detail, known.behind or behind
+    run.trace.waiting[unit.job.uid] = Waiting(reasons, detail, count, behind)
+
+
+def _explain_wait(run: _Pass, unit: Unit) -> None:
+    """Name all reasons that bind, the decisive one first."""
+    spec = unit.job.spec
+    matching = [s for s in run.board.slots.values() if s.spec.has_type(spec.accelerator_type)]
+    room = sum(spec.resources.copies_in(s.spec.capacity) for s in matching)
+    needs = _describe_needs(unit)
+    if room < len(unit.tasks):
+        _wait(run, unit, Reason.NO_MATCHING_MACHINE, detail=f"needs {needs}; the empty cell holds {room}")
+        return
+    free = _describe_free(run)
+    if run.board.fit(unit.job, unit.indices, ignore_reserved=True) is not None:
+        head = run.heads[0][0].name if run.heads else ""
+        detail = f"needs {needs}; what is free is held for '{head}', which goes first"
+        _wait(run, unit, Reason.PRIORITY, Reason.WAITING_FOR_CAPACITY, detail=detail, behind=head)
+        return
+    reasons: tuple[Reason, ...] = (Reason.WAITING_FOR_CAPACITY,)
+    if run.heads:
+        reasons = (Reason.WAITING_FOR_CAPACITY, Reason.PRIORITY)
+    behind = run.heads[0][0].name if run.heads else ""
+    _wait(run, unit, *reasons, detail=f"needs {needs}; free now: {free}", behind=behind)
+
+
+def _describe_needs(unit: Unit) -> str:
+    each = unit.job.spec.resources.describe()
+    return each if len(unit.tasks) == 1 else f"{len(unit.tasks)} x {each} together"
+
+
+def _describe_free(run: _Pass) -> str:
+    parts = [f"{name}: {run.board.free_for(name).describe()}" for name in sorted(run.board.slots)]
+    return "; ".join(parts[:4]) + ("; ..." if len(parts) > 4 else "")
+
+
+def shadow_start_s(snapshot: Snapshot, job: JobView, count: int) -> float:
+    """Return when a blocked gang starts at the latest, by the time limits of what runs; 0: unknown.
+
+    Releases are taken in order of their limits, until ``count`` replicas fit.
+    """
+    free = {m.name: m.capacity for m in snapshot.machines if m.has_type(job.spec.accelerator_type)}
+    ends: list[tuple[float, str, Resources]] = []
+    for other in snapshot.jobs:
+        for task in other.tasks:
+            if task.machine in free:
+                free[task.machine] = free[task.machine] - other.spec.resources
+                end_s = task.leaving_by_s if task.leaving else other.ends_by_s
+                if end_s:
+                    ends.append((end_s, task.machine, other.spec.resources))
+    for end_s, machine, resources in sorted(ends, key=lambda e: (e[0], e[1])):
+        free[machine] = free[machine] + resources
+        if _count_fitting(free, job.spec.resources) >= count:
+            return end_s
+    return 0.0
+
+
+def _count_fitting(free: dict[str, Resources], request: Resources) -> int:
+    return sum(request.copies_in(room) for room in free.values() if not room.has_negative())
+
+
+__all__ = ["Unit", "schedule", "shadow_start_s"]

@@ -1,0 +1,94 @@
+"""What the scheduler sees and what it says: an immutable picture in, a plan and a trace out.
+
+The snapshot knows nothing of journals, engines or clocks; ``plan``, ``why`` and the simulator build
+the same picture and ask the same function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from tidecell.structs.job import JobSpec, Reason
+from tidecell.structs.machine import MachineSpec
+from tidecell.structs.messages import Claim, Plan
+
+
+class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task as the scheduler sees it.
+
+    Attributes:
+        running_s: How long its present start has run.
+        leaving: It was told to leave and still holds its resources.
+        not_before_s: It backs off until then.
+    """
+
+    index: int
+    pending: bool = False
+    machine: str = ""
+    accelerators: tuple[int, ...] = ()
+    running_s: float = 0.0
+    leaving: bool = False
+    leaving_by_s: float = 0.0
+    not_before_s: float = 0.0
+
+
+class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A live job as the scheduler sees it.
+
+    Attributes:
+        tasks: Wanted pending tasks and all active ones.
+        desired: Replicas wanted now.
+        blocked_by: Names of jobs that must succeed first and have not.
+        ends_by_s: When its ``max_duration`` ends it at the latest; 0: unknown.
+    """
+
+    uid: str
+    spec: JobSpec
+    submitted_s: float
+    desired: int
+    tasks: tuple[TaskView, ...]
+    blocked_by: tuple[str, ...] = ()
+    ends_by_s: float = 0.0
+    stopping: bool = False
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return self.spec.name
+
+
+class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One immutable picture of a cell."""
+
+    now_s: float
+    machines: tuple[MachineSpec, ...]
+    jobs: tuple[JobView, ...]
+    claims: tuple[Claim, ...] = ()
+
+
+class Waiting(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a job's tasks wait.
+
+    Attributes:
+        reasons: All that bind, the decisive one first.
+        detail: One line in words.
+        num_tasks: How many tasks wait.
+        behind: Name of the job whose reserved start it must not delay.
+    """
+
+    reasons: tuple[Reason, ...]
+    detail: str
+    num_tasks: int = 1
+    behind: str = ""
+
+
+@dataclass
+class PlanTrace:
+    """What the scheduler thought: for each job with waiting tasks, why."""
+
+    waiting: dict[str, Waiting] = field(default_factory=dict)
+
+
+__all__ = ["JobView", "Plan", "PlanTrace", "Snapshot", "TaskView", "Waiting"]
