@@ -1,0 +1,304 @@
+"""What the API answers: typed views for the client, the command line and the console. Times are
+seconds since the epoch, sizes bytes, cpu thousandths of a core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tidecell.structs.job import Reason, Replicas, TaskState
+from tidecell.structs.machine import Accelerator
+from tidecell.structs.resources import Resources
+
+
+class TaskStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One replica.
+
+    Attributes:
+        wanted: Whether it should run now; the others are above the desired number.
+        leaving: Why it was told to leave (a cause), empty otherwise.
+        cpu_millis: Measured use over the last seconds.
+    """
+
+    index: int
+    state: TaskState
+    attempt: int = 0
+    wanted: bool = True
+    machine: str = ""
+    pid: int = 0
+    port: int = 0
+    ready: bool = False
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    leaving: str = ""
+    leaving_by_s: float = 0.0
+    exit_code: int | None = None
+    message: str = ""
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+    accelerators: tuple[int, ...] = ()
+
+
+class WaitingStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why replicas of a job wait: all binding reasons, the decisive one first."""
+
+    reasons: tuple[Reason, ...]
+    detail: str = ""
+    num_tasks: int = 0
+
+
+class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One run of a job.
+
+    Attributes:
+        running: Replicas that run and stay.
+        desired: Replicas wanted now.
+        message: How it ended, or what it waits for.
+        endpoint: For a service, where the router serves it.
+        last_event: For example ``PREEMPTED by chat``.
+    """
+
+    uid: str
+    name: str
+    kind: str
+    state: TaskState
+    priority: str
+    band: str
+    replicas: Replicas
+    desired: int
+    running: int
+    ready: int
+    submitted_s: float
+    resources: Resources
+    started_s: float = 0.0
+    finished_s: float = 0.0
+    exit_code: int = 0
+    message: str = ""
+    stopping: str = ""
+    waiting: WaitingStatus | None = None
+    tasks: tuple[TaskStatus, ...] = ()
+    command: str = ""
+    workdir: str = ""
+    models: tuple[str, ...] = ()
+    endpoint: str = ""
+    desired_why: str = ""
+    last_event: str = ""
+    labels: dict[str, str] = {}
+
+    @property
+    def ready_replicas(self) -> int:
+        """Replicas that are ready to serve."""
+        return self.ready
+
+    @property
+    def done(self) -> bool:
+        """Whether it has an outcome."""
+        return self.state in (TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT)
+
+
+class MachineStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One machine: what it has, what is reserved, what is really used."""
+
+    name: str
+    up: bool
+    capacity: Resources
+    reserved: Resources
+    free: Resources
+    isolation: str
+    num_tasks: int = 0
+    cpu_used_millis: int = 0
+    memory_used_bytes: int = 0
+    accelerators: tuple[Accelerator, ...] = ()
+    attributes: dict[str, str] = {}
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Numbers that a replica reported, numbered in order of arrival."""
+
+    seq: int
+    uid: str
+    index: int
+    at_s: float
+    data: dict[str, Any]
+
+
+class EventView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One journaled event in readable form."""
+
+    seq: int
+    at_s: float
+    type: str
+    job: str = ""
+    text: str = ""
+    body: dict[str, Any] = {}
+
+
+class CellStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The cell itself."""
+
+    version: str
+    epoch: int
+    started_s: float
+    home: str
+    control_url: str
+    router_url: str
+    router_up: bool
+    agent_up: bool
+    journal_seq: int
+    isolation: str = ""
+    repair: str = ""
+    pid: int = 0
+
+
+class PlannedPlacement(msgspec.Struct, frozen=True):
+    """A replica that would start now."""
+
+    job: str
+    index: int
+    machine: str
+
+
+class PlannedVictim(msgspec.Struct, frozen=True):
+    """A replica that would be told to leave, and what that costs its job."""
+
+    job: str
+    index: int
+    machine: str
+    action: str  # shrink | evict
+    new_size: int
+    loses: str
+
+
+class PlannedWait(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A job that would wait (after preemption, or for longer), and why."""
+
+    job: str
+    reasons: tuple[Reason, ...]
+    detail: str
+    num_tasks: int = 1
+
+
+class PlanView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What `tide plan` shows: the same scheduler on a snapshot, nothing committed.
+
+    Attributes:
+        changes: One line for each job of the file: ``create train``, ``unchanged chat``, ...
+        starts: Whether every new job's gang would start now, or as soon as its victims have left.
+    """
+
+    changes: tuple[str, ...]
+    starts: bool
+    placements: tuple[PlannedPlacement, ...] = ()
+    victims: tuple[PlannedVictim, ...] = ()
+    waits: tuple[PlannedWait, ...] = ()
+
+
+class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who holds what a waiting job needs."""
+
+    job: str
+    priority: str
+    machine: str
+    num_tasks: int
+    resources: Resources
+    running_s: float = 0.0
+    leaving: bool = False
+    ends_by_s: float = 0.0
+
+
+class Fix(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A change that would let it start now; tried on the snapshot, so it works.
+
+    Attributes:
+        change: For people, for example ``replicas.min 8 -> 3``.
+        command: What to type, empty where there is no single command.
+        effect: What else happens, for example who is shrunk.
+    """
+
+    change: str
+    command: str = ""
+    effect: str = ""
+
+
+class WhyView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What `tide why` shows.
+
+    Attributes:
+        needs: What the waiting part asks for, in words.
+        free_now: What is free, machine by machine, in words.
+        expected_s: When it starts otherwise, at the latest; 0: unknown.
+        expected_why: What that rests on.
+        shrunk: For a running job that has fewer replicas than it could have: why, by whom.
+    """
+
+    name: str
+    uid: str
+    state: TaskState
+    since_s: float
+    reasons: tuple[Reason, ...] = ()
+    detail: str = ""
+    needs: str = ""
+    free_now: str = ""
+    holders: tuple[Holder, ...] = ()
+    fixes: tuple[Fix, ...] = ()
+    no_help: tuple[Fix, ...] = ()
+    expected_s: float = 0.0
+    expected_why: str = ""
+    shrunk: str = ""
+    message: str = ""
+
+
+class ServiceSample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Load of one service at one moment, as the router measured it."""
+
+    replicas: int = 0
+    ready: int = 0
+    desired: int = 0
+    ongoing: float = 0.0
+    queued: float = 0.0
+    rate_per_s: float = 0.0
+    requests_total: int = 0
+    failed_total: int = 0
+    latency_ms_p50: float = 0.0
+    latency_ms_p95: float = 0.0
+    ttft_ms_p95: float = 0.0
+
+
+class TrainSample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Progress of one training, as it reported it."""
+
+    step: int = 0
+    num_steps: int = 0
+    loss: float = 0.0
+    tokens_per_s: float = 0.0
+    world_size: int = 0
+
+
+class JobSample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one job holds and uses."""
+
+    kind: str
+    band: str
+    replicas: int
+    reserved_cpu_millis: int
+    used_cpu_millis: int = 0
+    memory_bytes: int = 0
+
+
+class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The cell at one moment; one a second, the points of the tide chart.
+
+    Attributes:
+        capacity_cpu_millis: Of all machines that are up.
+        reserved_by_band: Thousandths of a core reserved, by band word.
+    """
+
+    at_s: float
+    capacity_cpu_millis: int
+    reserved_by_band: dict[str, int]
+    jobs: dict[str, JobSample] = {}
+    services: dict[str, ServiceSample] = {}
+    trainings: dict[str, TrainSample] = {}
+    accelerators: int = 0
+    accelerators_by_band: dict[str, int] = {}
