@@ -73,7 +73,7 @@ class Runtime:
         try:
             for message in inputs:
                 outcome.errors.append(self._decide(message, now_s, outcome))
-            if self._dirty or any(isinstance(m, Tick) for m in inputs):
+            if self._dirty or any(isinstance(m, Tick) for m in inputs):  # time alone ends a back-off
                 self._plan(now_s, outcome)
             self.journal.append(outcome.events, now_s)
         except (JournalError, InvariantError):
@@ -141,8 +141,13 @@ class Runtime:
         decision = step(self.state, PlanProposed(plan), now_s)
         self._take(decision, now_s, outcome)
         self._settle(decision.touched, now_s, outcome)
-        # Part of the plan may have been dropped, and what was told to leave may have left at once.
-        self._dirty = len(decision.events) == 0 or self._dirty
+        # A plan that was dropped whole is proposed again at the next tick, not at once.
+        self._dirty = self._dirty and bool(decision.events)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something changed that the scheduler has not seen."""
+        return self._dirty
 
     def has_pending(self) -> bool:
         """Return whether any wanted task waits."""

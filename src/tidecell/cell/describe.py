@@ -1,0 +1,77 @@
+"""Events in words, for `tide events` and the console. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tidecell.structs.messages import (
+    CellOpened,
+    ClaimDropped,
+    Claimed,
+    Event,
+    JobAccepted,
+    JobDesired,
+    JobFinished,
+    JobReprioritized,
+    JobRescaled,
+    JobStopping,
+    MachineGone,
+    MachineJoined,
+    TaskEnded,
+    TaskNoticed,
+    TaskPlaced,
+    TaskReadiness,
+    TaskStarted,
+    TaskStopping,
+)
+
+
+def describe_event(event: Event) -> tuple[str, str]:
+    """Return the uid of the job that an event is about (empty: the cell) and what happened."""
+    return _uid(event), _WORDS[type(event)](event)
+
+
+def _uid(event: Event) -> str:
+    ref = getattr(event, "ref", None)
+    if ref is not None:
+        return str(ref.uid)
+    if isinstance(event, Claimed):
+        return event.claim.uid
+    return str(getattr(event, "uid", ""))
+
+
+def _noticed(e: TaskNoticed) -> str:
+    verb = "PREEMPTED" if e.by else "told to leave"
+    by = f" by {e.by}" if e.by else f": {e.cause.value}"
+    rest = f"{e.new_size} remain" if e.new_size else "none remain"
+    return f"replica {e.ref.index} {verb}{by}; {rest}"
+
+
+def _ended(e: TaskEnded) -> str:
+    why = f", {e.message}" if e.message else ""
+    cause = f" ({e.cause.value})" if e.cause is not None else ""
+    return f"replica {e.ref.index} ended{cause}{why} -> {e.then.value}"
+
+
+_WORDS: dict[type[Event], Callable[[Any], str]] = {
+    CellOpened: lambda e: f"control plane took over, epoch {e.epoch}",
+    MachineJoined: lambda e: f"machine {e.spec.name} joined: {e.spec.capacity.describe()}",
+    MachineGone: lambda e: f"machine {e.name} is gone",
+    JobAccepted: lambda e: f"accepted: {e.spec.kind.value}, {e.spec.replicas} replicas, {e.spec.priority}",
+    JobRescaled: lambda e: f"replicas set to {e.replicas}",
+    JobReprioritized: lambda e: f"priority set to {e.priority}",
+    JobDesired: lambda e: f"wants {e.desired} replicas" + (f": {e.why}" if e.why else ""),
+    JobStopping: lambda e: f"stopping: {e.cause.value}" + (f", {e.message}" if e.message else ""),
+    JobFinished: lambda e: f"{e.state.value}" + (f": {e.message}" if e.message else ""),
+    TaskPlaced: lambda e: f"replica {e.ref.index} placed on {e.machine}, attempt {e.attempt}",
+    TaskStarted: lambda e: f"replica {e.ref.index} started, pid {e.pid}",
+    TaskReadiness: lambda e: f"replica {e.ref.index} is {'ready' if e.ready else 'not ready'}",
+    TaskNoticed: _noticed,
+    TaskStopping: lambda e: f"replica {e.ref.index} asked to end",
+    TaskEnded: _ended,
+    Claimed: lambda e: (
+        f"{e.claim.resources.describe()} on {e.claim.machine} held for replica {e.claim.index}"
+    ),
+    ClaimDropped: lambda e: f"capacity for replica {e.index} no longer held",
+}

@@ -1,0 +1,42 @@
+"""The cell's state as the router's table. Pure: the router is told a value, never a change."""
+
+from __future__ import annotations
+
+from tidecell.cell.state import CellState, Job, Task
+from tidecell.structs.job import TaskState
+from tidecell.traffic.table import Endpoint, Route, Table
+
+
+def endpoint_id(job: Job, task: Task) -> str:
+    """Return the name of one start of one replica, as router and control plane use it."""
+    return f"{job.uid}/{task.index}@{task.epoch}"
+
+
+def build_table(state: CellState, version: int, token_hashes: tuple[str, ...]) -> Table:
+    """Return what the router should serve now.
+
+    Args:
+        state: The cell.
+        version: Number of this table within the control plane's epoch.
+        token_hashes: SHA-256 (hex) of accepted bearer tokens.
+    """
+    jobs = sorted((j for j in state.live_jobs() if j.spec.is_service), key=lambda j: j.uid)
+    routes = tuple(_route(state, job) for job in jobs)
+    return Table(version=version, epoch=state.epoch, routes=routes, tokens=token_hashes)
+
+
+def _route(state: CellState, job: Job) -> Route:
+    endpoints = tuple(e for t in job.tasks if (e := _endpoint(state, job, t)) is not None)
+    return Route(service=job.spec.name, models=job.spec.models, endpoints=endpoints)
+
+
+def _endpoint(state: CellState, job: Job, task: Task) -> Endpoint | None:
+    """A replica is in the table while requests may be on it: ready, or leaving and not yet gone."""
+    if not task.port or task.machine not in state.machines:
+        return None
+    host = state.machines[task.machine].spec.address
+    if task.state is TaskState.RUNNING and task.ready:
+        return Endpoint(endpoint_id(job, task), host, task.port, "ready")
+    if task.state is TaskState.RESIZING:
+        return Endpoint(endpoint_id(job, task), host, task.port, "draining")
+    return None

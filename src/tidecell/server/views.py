@@ -1,0 +1,118 @@
+"""The cell's state as the API's views. Reads; changes nothing."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+from tidecell.cell.state import CellState, Job, Machine, Task
+from tidecell.cell.usage import machine_use
+from tidecell.client.views import JobStatus, MachineStatus, TaskStatus, WaitingStatus
+from tidecell.scheduler.snapshot import PlanTrace
+from tidecell.structs.job import TERMINAL, Cause, TaskState
+from tidecell.structs.messages import TaskRef
+from tidecell.structs.resources import Resources
+
+Use = Mapping[TaskRef, tuple[int, int]]  # measured cpu_millis and memory_bytes of a start
+
+
+def job_status(state: CellState, job: Job, trace: PlanTrace, use: Use, router_url: str = "") -> JobStatus:
+    """Return one run as the API shows it."""
+    spec = job.spec
+    running = sum(1 for t in job.tasks if t.state is TaskState.RUNNING)
+    ready = sum(1 for t in job.tasks if t.state is TaskState.RUNNING and t.ready)
+    waiting = trace.waiting.get(job.uid) if job.live and job.stopping is None else None
+    return JobStatus(
+        uid=job.uid,
+        name=spec.name,
+        kind=spec.kind.value,
+        state=job.state,
+        priority=str(spec.priority),
+        band=spec.priority.band.word,
+        replicas=spec.replicas,
+        desired=job.desired,
+        running=running,
+        ready=ready,
+        submitted_s=job.submitted_s,
+        resources=spec.resources,
+        started_s=job.started_s,
+        finished_s=job.finished_s,
+        exit_code=job.exit_code,
+        message=job.message or (waiting.detail if waiting else ""),
+        stopping=job.stopping.cause.value if job.stopping is not None and job.live else "",
+        waiting=WaitingStatus(waiting.reasons, waiting.detail, waiting.num_tasks) if waiting else None,
+        tasks=tuple(_task_status(state, job, t, use) for t in job.tasks),
+        command=spec.run or shlex.join(spec.argv),
+        workdir=spec.workdir,
+        models=spec.models,
+        endpoint=f"{router_url}/services/{spec.name}/" if spec.is_service and router_url else "",
+        desired_why=job.desired_why,
+        last_event=_last_event(job),
+        labels=spec.labels,
+    )
+
+
+def _task_status(state: CellState, job: Job, task: Task, use: Use) -> TaskStatus:
+    cpu_millis, memory_bytes = use.get(state.ref(job, task), (0, 0)) if task.active else (0, 0)
+    return TaskStatus(
+        index=task.index,
+        state=task.state,
+        attempt=task.attempt,
+        wanted=task.index < job.desired and job.live,
+        machine=task.machine,
+        pid=task.pid,
+        port=task.port,
+        ready=task.ready,
+        started_s=task.started_s,
+        ended_s=task.ended_s if not task.active else 0.0,
+        leaving=task.notice.cause.value if task.notice is not None else "",
+        leaving_by_s=task.notice.deadline_s if task.notice is not None else 0.0,
+        exit_code=task.exit_code,
+        message=task.message,
+        cpu_millis=cpu_millis,
+        memory_bytes=memory_bytes,
+        accelerators=task.accelerators,
+    )
+
+
+def _last_event(job: Job) -> str:
+    """Name what happened last where the state alone does not tell: a preempted job is PENDING again."""
+    for task in job.tasks:
+        if task.notice is not None and task.notice.cause is Cause.PREEMPT:
+            return f"PREEMPTED by {task.notice.by} (leaving)"
+    if job.live and any(
+        t.last_cause is Cause.PREEMPT and t.state is TaskState.PENDING and t.index < job.desired
+        for t in job.tasks
+    ):
+        return "PREEMPTED"
+    return ""
+
+
+def machine_status(state: CellState, machine: Machine, use: Use) -> MachineStatus:
+    """Return one machine as the API shows it."""
+    entry = machine_use(state)[machine.spec.name]
+    cpu_used = memory_used = count = 0
+    for job in state.live_jobs():
+        for task in job.tasks:
+            if task.active and task.machine == machine.spec.name:
+                count += 1
+                cpu, memory = use.get(state.ref(job, task), (0, 0))
+                cpu_used, memory_used = cpu_used + cpu, memory_used + memory
+    return MachineStatus(
+        name=machine.spec.name,
+        up=machine.up,
+        capacity=machine.spec.capacity,
+        reserved=entry.used,
+        free=entry.capacity - entry.used if machine.up else Resources(),
+        isolation=machine.spec.isolation,
+        num_tasks=count,
+        cpu_used_millis=cpu_used,
+        memory_used_bytes=memory_used,
+        accelerators=machine.spec.accelerators,
+        attributes=machine.spec.attributes,
+    )
+
+
+def is_done(job: Job) -> bool:
+    """Return whether a run has its outcome."""
+    return job.outcome in TERMINAL
