@@ -25,6 +25,7 @@ from pathlib import Path
 
 import msgspec
 
+from tidecell.client.home import Home
 from tidecell.data.document import DropReason
 from tidecell.data.pack import PackStats
 from tidecell.data.pipeline import Recipe, StepCount
@@ -34,7 +35,7 @@ from tidecell.structs.errors import DataError, NotFoundError
 FORMAT = 1
 VERSION_CHARS = 12
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_VERSION = re.compile(r"[0-9a-f]{%d}" % VERSION_CHARS)
+_VERSION = re.compile(rf"[0-9a-f]{{{VERSION_CHARS}}}")
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -148,14 +149,9 @@ class RunInfo(msgspec.Struct, frozen=True):
     roots: tuple[str, ...]
 
 
-def home_dir() -> Path:
-    """Return where Tidecell keeps its things: ``TIDECELL_HOME``, or ``~/.tidecell``."""
-    return Path(os.environ.get("TIDECELL_HOME") or "~/.tidecell").expanduser()
-
-
 def data_dir() -> Path:
-    """Return where datasets live."""
-    return home_dir() / "data"
+    """Return where datasets live: below ``TIDECELL_HOME``, or ``~/.tidecell``."""
+    return Home() / "data"
 
 
 def check_name(name: str) -> str:

@@ -85,7 +85,8 @@ _POSITION = _mix(np.arange(1, 65, dtype=np.uint64) * _GOLDEN) | np.uint64(1)
 def shingles(texts: Sequence[str], ngram: int) -> tuple[U64, Ints]:
     """Return the hashes of all word n-grams of texts, and where each text's begin.
 
-    A text with fewer than ``ngram`` words has one shingle, of all its words; one without words has one as well.
+    A text with fewer than ``ngram`` words has one shingle, of all its words, and so has one
+    without words.
 
     Returns:
         Hashes, [num_shingles], and begins, [len(texts) + 1].
@@ -140,7 +141,7 @@ def signatures(texts: Sequence[str], params: DedupParams) -> U32:
         begins = begin[first:last] - begin[first]
         work = np.empty_like(part)
         for k in range(num_hashes):
-            # Multiply-shift: the top 32 bits are universal (Dietzfelbinger et al., 1997); shift after the minimum.
+            # Multiply-shift: the top 32 bits are universal (Dietzfelbinger et al., 1997). Shifted at the end.
             np.multiply(part, factor[k], out=work)
             work += offset[k]
             out[first:last, k] = np.minimum.reduceat(work, begins)

@@ -311,7 +311,7 @@ class _Work:
 
     def _step_counts(self, corpus: Corpus, drops: list[Drop]) -> tuple[StepCount, ...]:
         local, everywhere = local_steps(self._recipe), global_steps(self._recipe)
-        names = ["read", *(step.name for step in (*local, *everywhere))]
+        names = ["read", *(step.name for step in local), *(step.name for step in everywhere)]
         num_seen = corpus.num_read + len(self._found.drops)
         return count_steps(names, num_seen, Counter(d.step for d in drops))
 

@@ -178,8 +178,9 @@ class SftLoader(_Rows):
         lengths: npt.NDArray[Any] = read_array(directory / f"sft.{split}.lengths.npy")
         fits = np.flatnonzero(lengths <= seq_len + 1)
         if not fits.size:
+            shortest = int(lengths.min())
             raise DataError(
-                f"none of {lengths.size} instruction pairs fits {seq_len} tokens; the shortest has {lengths.min()}",
+                f"none of {lengths.size} instruction pairs fits {seq_len} tokens; the least is {shortest}",
                 "use a longer seq_len",
             )
         self._begin: list[int] = (np.cumsum(lengths) - lengths)[fits].tolist()

@@ -198,7 +198,8 @@ class NearStep:
         found = dedup.near_duplicates(observed, shingle_set, self._params)
         return {
             index: Rejection(
-                DropReason.NEAR_DUPLICATE, f"{similarity:.2f} of 5-grams shared, with {id_of(kept)}"
+                DropReason.NEAR_DUPLICATE,
+                f"{similarity:.2f} of {self._params.ngram}-grams shared, group of {id_of(kept)}",
             )
             for index, (kept, similarity) in found.items()
         }
@@ -258,10 +259,8 @@ def assign_splits(document_ids: Sequence[str], recipe: Recipe) -> list[str]:
     for wanted in SPLITS:
         if wanted not in splits:
             # Too few documents for the share: the one whose hash comes first changes sides.
-            chosen = min(
-                range(len(splits)), key=lambda i: digest64("split", str(recipe.seed), document_ids[i])
-            )
-            splits[chosen] = wanted
+            hashes = [digest64("split", str(recipe.seed), i) for i in document_ids]
+            splits[hashes.index(min(hashes) if wanted == VALIDATION else max(hashes))] = wanted
     return splits
 
 

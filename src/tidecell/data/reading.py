@@ -93,10 +93,14 @@ def read_shard(files: Sequence[SourceFile], recipe: Recipe, directory: Path) -> 
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    shard = _ShardWriter(temporary, recipe)
-    for item in run_local_on_files(files, recipe):
-        shard.add(item)
-    shard.close()
+    with (
+        open(temporary / "documents.jsonl", "wb") as documents,
+        open(temporary / "pairs.jsonl", "wb") as pairs,
+    ):
+        shard = _ShardWriter(documents, pairs, recipe)
+        for item in run_local_on_files(files, recipe):
+            shard.add(item)
+    shard.finish(temporary)
     os.rename(temporary, directory)
 
 
@@ -114,12 +118,11 @@ def run_local_on_files(files: Sequence[SourceFile], recipe: Recipe) -> Iterator[
 class _ShardWriter:
     """Writes what is known of documents as they come; holds a batch of texts, never a shard."""
 
-    def __init__(self, directory: Path, recipe: Recipe) -> None:
-        self._directory = directory
+    def __init__(self, documents: BinaryIO, pairs: BinaryIO, recipe: Recipe) -> None:
+        self._documents = documents
+        self._pairs = pairs
         self._recipe = recipe
         self._steps = global_steps(recipe)
-        self._documents: BinaryIO = open(directory / "documents.jsonl", "wb")
-        self._pairs: BinaryIO = open(directory / "pairs.jsonl", "wb")
         self._entries: list[Entry] = []
         self._drops: list[Drop] = []
         self._skipped: Counter[str] = Counter()
@@ -156,18 +159,16 @@ class _ShardWriter:
             self._observed[step.name].append(step.observe(self._batch))
         self._batch, self._batch_chars = [], 0
 
-    def close(self) -> None:
-        """Write what is left. Facts of no document have shapes as well, so batches always hold one more."""
+    def finish(self, directory: Path) -> None:
+        """Write what was observed, in arrays of the right width even for no document, and the facts."""
         self._observe()
         for name, parts in self._observed.items():
-            write_array(self._directory / f"{name}.npy", np.concatenate(parts))
-        self._documents.close()
-        self._pairs.close()
+            write_array(directory / f"{name}.npy", np.concatenate(parts))
         num_read = len(self._entries) + len(self._drops)
         facts = ShardFacts(
             num_read, tuple(self._entries), tuple(self._drops), dict(sorted(self._skipped.items()))
         )
-        (self._directory / "facts.json").write_bytes(msgspec.json.encode(facts))
+        (directory / "facts.json").write_bytes(msgspec.json.encode(facts))
 
 
 _DOCUMENT = msgspec.json.Decoder(Document)

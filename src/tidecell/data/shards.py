@@ -79,7 +79,8 @@ class TokenStream:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._shards = [read_array(path) for path in paths]
+        # A plain view of the mapped bytes: slices of a memmap object cost ten times as much.
+        self._shards = [np.asarray(read_array(path)) for path in paths]
         sizes = [shard.size for shard in self._shards]
         self._begin = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))).astype(np.int64)
         self._starts: list[int] = self._begin[:-1].tolist()

@@ -248,7 +248,7 @@ def _parts(text: str, file: SourceFile) -> Iterator[Document]:
 
 
 def _cut(text: str, begin: int) -> int:
-    """Return where a part ends: after the last blank line in reach, else the last line, else as far as it may."""
+    """Return where a part ends: after the last blank line in reach, else after the last line."""
     for mark in ("\n\n", "\n"):
         at = text.rfind(mark, begin + PART_CHARS // 2, begin + PART_CHARS)
         if at >= 0:

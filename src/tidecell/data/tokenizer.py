@@ -186,6 +186,6 @@ def check_vocab_size(vocab_size: int) -> None:
     """
     if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
         raise DataError(
-            f"a vocabulary of {vocab_size} is not possible; {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE} are allowed",
-            f"the default is {DEFAULT_VOCAB_SIZE}; 256 bytes and {len(SPECIAL_TOKENS)} special tokens must fit",
+            f"a vocabulary of {vocab_size} is impossible; {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE} are allowed",
+            f"it holds 256 bytes and {len(SPECIAL_TOKENS)} special tokens; {DEFAULT_VOCAB_SIZE} suits small models",
         )

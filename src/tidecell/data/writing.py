@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from tidecell.data.corpus import Corpus
 from tidecell.data.dataset import SplitInfo
@@ -60,7 +62,7 @@ def _shard_path(out: Path, split: str, shard: int, what: str = "") -> Path:
 
 
 def _write_shard(corpus: Corpus, tokenizer: TextTokenizer, shard: int, out: Path) -> None:
-    tokens: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}  # type: ignore[type-arg]
+    tokens: dict[str, list[npt.NDArray[Any]]] = {split: [] for split in SPLITS}
     lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
     dtype = token_dtype(tokenizer.vocab_size)
     for batch in _batches(corpus, shard):
