@@ -4,8 +4,8 @@ The table is the only thing that flows that way. It is a value: the router compa
 newest on disk and needs nothing else to serve while the control plane is away. What it does not know: load,
 health, clocks.
 
-``(epoch, version)`` orders tables. The epoch is the fencing epoch of the control plane that wrote it: a control
-plane that was replaced cannot push its view over its successor's.
+``(epoch, version)`` orders tables. The epoch is the fencing epoch of the control plane that wrote it: one
+that was replaced cannot push its view over its successor's.
 """
 
 from __future__ import annotations

@@ -1,0 +1,170 @@
+"""Where a request goes, by its head and the model that its body names. Pure: a view of one table.
+
+In this order: the router's own ``/health``; host ``<service>.localhost``; ``/services/<service>/…`` and
+the routes' own prefixes (longest first), both stripped; ``/v1/models``; ``/v1/…`` by model. Anything else
+is 404.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Any
+
+import msgspec
+
+from tidecell.traffic.http1 import RequestHead
+from tidecell.traffic.replies import Reply, error, json_reply
+from tidecell.traffic.table import Table
+
+_LOCAL_HOST = ".localhost"
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A service, and the path to ask it for."""
+
+    service: str
+    path: bytes
+
+
+class ByModel(msgspec.Struct, frozen=True):
+    """The body has to say which model is meant."""
+
+    path: bytes
+
+
+class Peek(msgspec.Struct, frozen=True):
+    """The little that the router reads of a body."""
+
+    model: str | None = None
+    stream: bool | None = None
+
+
+_peek = msgspec.json.Decoder(Peek)
+_NO_PEEK = Peek()
+
+
+class Directory:
+    """Answers for one table; a new table gets a new directory.
+
+    Args:
+        table: The table.
+        created_s: Unix time shown for its models.
+    """
+
+    def __init__(self, table: Table, created_s: int = 0) -> None:
+        self.table = table
+        self._services = {route.service: route for route in table.routes}
+        self._models: dict[str, str] = {}
+        for route in table.routes:
+            for model in route.models:
+                self._models.setdefault(model, route.service)
+        prefixes = [(route.prefix.encode(), route.service) for route in table.routes if route.prefix]
+        self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
+        self._tokens = [token.lower().encode() for token in table.tokens]
+        self._created_s = created_s
+
+    def authorize(self, head: RequestHead) -> Reply | None:
+        """Return None if the request may pass, else the refusal. Compares in constant time, every token."""
+        if not self._tokens or (head.target == b"/health" and not self._service_of_host(head.host)):
+            return None
+        scheme, _, token = head.get(b"authorization").partition(b" ")
+        digest = hashlib.sha256(token.strip(b" ")).hexdigest().encode()
+        matches = [hmac.compare_digest(digest, known) for known in self._tokens]
+        if scheme.lower() == b"bearer" and any(matches):
+            return None
+        message = "a bearer token is needed: send 'Authorization: Bearer TOKEN' with a token of this cell"
+        return error(401, message, "unauthorized", code="invalid_api_key")
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether requests carry a token for the router; it is then not passed on to replicas."""
+        return bool(self._tokens)
+
+    def resolve(self, head: RequestHead) -> Target | ByModel | Reply:
+        """Return where the request goes as far as its head says it."""
+        service = self._service_of_host(head.host)
+        if service:
+            return self._target(service, head.target)
+        path, _, _query = head.target.partition(b"?")
+        if path == b"/health":
+            return self._read_only(head, json_reply({"status": "ok"}))
+        if path.startswith(b"/services/"):
+            return self._by_name(head.target)
+        for prefix, name in self._prefixes:
+            if path.startswith(prefix):
+                return Target(name, head.target[len(prefix) - 1 :])
+        if path in (b"/v1/models", b"/v1/models/"):
+            return self._read_only(head, json_reply(self.models()))
+        if path.startswith(b"/v1/models/"):
+            return self._read_only(head, self._model(path[len(b"/v1/models/") :]))
+        if path.startswith(b"/v1/"):
+            return ByModel(head.target)
+        known = "/v1/…, /services/<name>/… and /health"
+        return error(404, f"nothing is served at {path.decode('ascii')!r}; known are {known}", "not_found")
+
+    def by_model(self, target: ByModel, body: bytes) -> tuple[Target | Reply, Peek]:
+        """Return where a ``/v1`` request goes, and what its body says."""
+        peek = _NO_PEEK
+        if body:
+            try:
+                peek = _peek.decode(body)
+            except msgspec.ValidationError as problem:
+                return error(400, f"the body does not fit: {problem}", "bad_request"), peek
+            except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+                return error(400, f"the body is not JSON: {problem}", "bad_request"), peek
+        if peek.model is None:
+            return self._without_model(target), peek
+        service = self._models.get(peek.model)
+        if service is None:
+            return self._unknown_model(peek.model), peek
+        return Target(service, target.path), peek
+
+    def models(self) -> dict[str, Any]:
+        """Return the list of models as OpenAI's API shows it."""
+        return {"object": "list", "data": [self._card(model) for model in sorted(self._models)]}
+
+    def _card(self, model: str) -> dict[str, Any]:
+        return {"id": model, "object": "model", "created": self._created_s, "owned_by": "tidecell"}
+
+    def _model(self, raw_name: bytes) -> Reply:
+        name = raw_name.decode("ascii")
+        return json_reply(self._card(name)) if name in self._models else self._unknown_model(name)
+
+    def _read_only(self, head: RequestHead, reply: Reply) -> Reply:
+        if head.method in (b"GET", b"HEAD"):
+            return reply
+        message = f"{head.method.decode()} is not allowed here; allowed are GET and HEAD"
+        return error(405, message, "method_not_allowed")
+
+    def _service_of_host(self, host: bytes) -> str:
+        name, _, _port = host.decode("ascii").lower().partition(":")
+        return name[: -len(_LOCAL_HOST)] if name.endswith(_LOCAL_HOST) else ""
+
+    def _by_name(self, target: bytes) -> Target | Reply:
+        """Split ``/services/<name>/rest?query``; the rest is what the replica sees."""
+        rest = target[len(b"/services/") :]
+        cut = next((i for i, byte in enumerate(rest) if byte in b"/?"), len(rest))
+        path = rest[cut:]
+        return self._target(rest[:cut].decode("ascii"), path if path.startswith(b"/") else b"/" + path)
+
+    def _target(self, service: str, path: bytes) -> Target | Reply:
+        if service in self._services:
+            return Target(service, path)
+        message = f"no service {service!r}; {_known('services', self._services)}"
+        return error(404, message, "not_found", code="service_not_found")
+
+    def _without_model(self, target: ByModel) -> Target | Reply:
+        serving = set(self._models.values())
+        if len(serving) == 1:
+            return Target(serving.pop(), target.path)
+        message = f"the request names no model; {_known('models', self._models)}"
+        return error(400, message, "bad_request", code="model_required", param="model")
+
+    def _unknown_model(self, model: str) -> Reply:
+        message = f"the model {model!r} does not exist; {_known('models', self._models)}"
+        return error(404, message, "not_found", code="model_not_found", param="model")
+
+
+def _known(noun: str, names: dict[str, Any]) -> str:
+    return f"known {noun}: {', '.join(sorted(names))}" if names else f"no {noun} are served now"

@@ -1,0 +1,298 @@
+"""The replicas behind the router as they are now: load, health, pooled connections, and who waits for them.
+
+State and decisions only: connections are opened by ``exchange`` and closed through the small protocols
+below. All of it runs on the loop's thread and nothing here awaits, so a change is never seen half-made.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection
+from random import Random
+from typing import Protocol
+
+from tidecell.traffic.balance import Load, least_outstanding, power_of_two
+from tidecell.traffic.health import Health, RetryBudget
+from tidecell.traffic.meters import ServiceMeter
+from tidecell.traffic.stats import EndpointStats, ServiceStats
+from tidecell.traffic.table import Endpoint, Route, Table
+
+MAX_IDLE_PER_REPLICA = 512
+
+
+class Connection(Protocol):
+    """A pooled connection to a replica."""
+
+    idle_since_s: float
+
+    def close(self) -> None:
+        """Close it; nobody uses it."""
+
+
+class Waiter(Protocol):
+    """A request that waits for a replica."""
+
+    sequence: int
+    is_queued: bool
+
+    def dispatch(self) -> None:
+        """Try to go to a replica now (and wait again if there is none)."""
+
+    def service_removed(self) -> None:
+        """End: the service has left the table."""
+
+
+class Replica:
+    """One endpoint while the router has to do with it, which may be longer than it is in the table."""
+
+    __slots__ = ("failures", "health", "host", "id", "idle", "load", "port", "requests", "state")
+
+    def __init__(self, endpoint: Endpoint, now_s: float) -> None:
+        self.id = endpoint.id
+        self.host = endpoint.host
+        self.port = endpoint.port
+        self.state: str = endpoint.state
+        self.load = Load(ready_since_s=now_s)
+        self.health = Health()
+        self.requests = 0
+        self.failures = 0
+        self.idle: list[Connection] = []
+
+    def is_at(self, endpoint: Endpoint) -> bool:
+        """Return whether this is the same process's address."""
+        return self.host == endpoint.host and self.port == endpoint.port
+
+    def set_state(self, state: str, now_s: float) -> None:
+        """Change the state; a replica that takes no new requests keeps no idle connections."""
+        if state == "ready" and self.state != "ready":
+            self.load.ready_since_s = now_s
+        self.state = state
+        if state != "ready":
+            self.close_idle()
+
+    def keep(self, connection: Connection) -> bool:
+        """Pool a connection for the next request; False if it has to be closed instead."""
+        if self.state != "ready" or len(self.idle) >= MAX_IDLE_PER_REPLICA:
+            return False
+        self.idle.append(connection)
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        """Take a connection that ended out of the pool."""
+        if connection in self.idle:
+            self.idle.remove(connection)
+
+    def close_idle(self, before_s: float = float("inf")) -> None:
+        """Close pooled connections that were last used before ``before_s``."""
+        old = [connection for connection in self.idle if connection.idle_since_s < before_s]
+        self.idle = [connection for connection in self.idle if connection.idle_since_s >= before_s]
+        for connection in old:
+            connection.close()
+
+    def stats(self, now_s: float) -> EndpointStats:
+        """Return what is known of it."""
+        return EndpointStats(
+            in_flight=self.load.in_flight,
+            requests=self.requests,
+            failures=self.failures,
+            latency_ewma_ms=round(self.load.latency_ewma_ms, 3),
+            ejected=self.health.is_ejected(now_s),
+            unreachable=self.health.is_unreachable(now_s),
+            state=self.state,
+        )
+
+
+class Service:
+    """One route, its replicas and its queue."""
+
+    def __init__(self, name: str, rng: Random) -> None:
+        self.name = name
+        self.route = Route(name)
+        self.is_removed = False
+        self.replicas: dict[str, Replica] = {}
+        self.gone: list[Replica] = []  # out of the table with requests in flight
+        self.meter = ServiceMeter()
+        self.budget = RetryBudget()
+        self.num_queued = 0
+        self._ready: list[Replica] = []
+        self._queue: list[
+            tuple[int, Waiter]
+        ] = []  # a heap: whoever came first is first, also when it comes back
+        self._rng = rng
+
+    def apply(self, route: Route, now_s: float) -> None:
+        """Take over a route of a new table."""
+        self.route = route
+        self.is_removed = False
+        kept: dict[str, Replica] = {}
+        for endpoint in route.endpoints:
+            replica = self.replicas.pop(endpoint.id, None)
+            if replica is not None and not replica.is_at(endpoint):
+                self._retire(replica, now_s)
+                replica = None
+            if replica is None:
+                replica = Replica(endpoint, now_s)
+            replica.set_state(endpoint.state, now_s)
+            kept[endpoint.id] = replica
+        for replica in self.replicas.values():
+            self._retire(replica, now_s)
+        self.replicas = kept
+        self._ready = [replica for replica in kept.values() if replica.state == "ready"]
+
+    def remove(self, now_s: float) -> None:
+        """Leave the table: in-flight requests finish, waiting ones end."""
+        self.apply(Route(self.name), now_s)
+        self.is_removed = True
+        while (waiter := self._pop()) is not None:
+            waiter.service_removed()
+
+    def pick(self, now_s: float, tried: Collection[Replica] = ()) -> Replica | None:
+        """Return the replica for a request, or None if there is none it could go to now.
+
+        Replicas in ``tried`` failed this request before; they come last, as do those ejected.
+        """
+        reachable = [r for r in self._ready if now_s >= r.health.unreachable_until_s]
+        good = [r for r in reachable if now_s >= r.health.ejected_until_s and r not in tried]
+        candidates = good or [r for r in reachable if r not in tried] or reachable
+        if not candidates:
+            return None
+        choose = least_outstanding if tried else power_of_two
+        return candidates[choose([r.load for r in candidates], self._rng, now_s)]
+
+    def enqueue(self, waiter: Waiter) -> bool:
+        """Let a request wait; False if the queue is full."""
+        if self.num_queued >= self.route.max_queue:
+            return False
+        waiter.is_queued = True
+        self.num_queued += 1
+        heapq.heappush(self._queue, (waiter.sequence, waiter))
+        return True
+
+    def leave_queue(self, waiter: Waiter) -> None:
+        """Take a request out of the queue that gave up waiting; its place is swept up when it is reached."""
+        if waiter.is_queued:
+            waiter.is_queued = False
+            self.num_queued -= 1
+
+    def flush(self, now_s: float, most: int = 1 << 30) -> None:
+        """Send waiting requests, first come first, while there is a replica for them."""
+        for _ in range(min(most, self.num_queued)):
+            if self.pick(now_s) is None:
+                return
+            waiter = self._pop()
+            if waiter is None:
+                return
+            waiter.dispatch()
+
+    def release(self, replica: Replica) -> None:
+        """Note that one attempt at a replica is over."""
+        replica.load.in_flight -= 1
+        if replica.load.in_flight == 0 and replica in self.gone:
+            self.gone.remove(replica)
+
+    def in_flight(self) -> int:
+        """Return the attempts at replicas, including those that left the table."""
+        return sum(r.load.in_flight for r in self.replicas.values()) + sum(
+            r.load.in_flight for r in self.gone
+        )
+
+    def stats(self, now_s: float) -> ServiceStats:
+        """Return what is known of it."""
+        meter, in_flight = self.meter, self.in_flight()
+        return ServiceStats(
+            ongoing=in_flight + self.num_queued,
+            in_flight=in_flight,
+            queued=self.num_queued,
+            requests_total=meter.requests_total,
+            ok_total=meter.ok_total,
+            failed_total=dict(meter.failed_total),
+            retries_total=meter.retries_total,
+            rate_1s=round(meter.rate.per_second(now_s, 1.0), 3),
+            rate_10s=round(meter.rate.per_second(now_s, 10.0), 3),
+            ttft_ms=meter.ttft_ms.quantiles(now_s),
+            duration_ms=meter.duration_ms.quantiles(now_s),
+            tokens_in_total=meter.tokens_in_total,
+            tokens_out_total=meter.tokens_out_total,
+            endpoints=self._endpoint_stats(now_s),
+        )
+
+    def _endpoint_stats(self, now_s: float) -> dict[str, EndpointStats]:
+        """Return them by id; an id whose old process still finishes shows the in-flight of both."""
+        stats = {replica.id: replica.stats(now_s) for replica in self.gone}
+        for replica in self.replicas.values():
+            old = stats.get(replica.id)
+            now = replica.stats(now_s)
+            if old is not None:
+                now = EndpointStats(
+                    old.in_flight + now.in_flight,
+                    now.requests,
+                    now.failures,
+                    now.latency_ewma_ms,
+                    now.ejected,
+                    now.unreachable,
+                    now.state,
+                )
+            stats[replica.id] = now
+        return stats
+
+    def _retire(self, replica: Replica, now_s: float) -> None:
+        replica.set_state("gone", now_s)
+        if replica.load.in_flight:
+            self.gone.append(replica)
+
+    def _pop(self) -> Waiter | None:
+        while self._queue:
+            _, waiter = heapq.heappop(self._queue)
+            if waiter.is_queued:
+                waiter.is_queued = False
+                self.num_queued -= 1
+                return waiter
+        return None
+
+
+class Fleet:
+    """All services.
+
+    Args:
+        rng: Source of the balancer's choices.
+        clock: Returns the time that all of it goes by, seconds.
+    """
+
+    def __init__(self, rng: Random, clock: Callable[[], float]) -> None:
+        self.services: dict[str, Service] = {}
+        self._rng = rng
+        self._clock = clock
+
+    def apply(self, table: Table) -> None:
+        """Take over a table; requests that waited for what it brings are on their way when this returns."""
+        now_s = self._clock()
+        named = {route.service for route in table.routes}
+        for service in list(self.services.values()):
+            if service.name not in named and not service.is_removed:
+                service.remove(now_s)
+        for route in table.routes:
+            service = self.services.setdefault(route.service, Service(route.service, self._rng))
+            service.apply(route, now_s)
+            service.flush(now_s)
+        self.prune()
+
+    def prune(self) -> None:
+        """Forget services that left the table and have nothing in flight."""
+        for service in list(self.services.values()):
+            if service.is_removed and not service.gone:
+                del self.services[service.name]
+
+    def close_idle(self, before_s: float) -> bool:
+        """Close old pooled connections; return whether any are left."""
+        left = False
+        for service in self.services.values():
+            for replica in service.replicas.values():
+                replica.close_idle(before_s)
+                left = left or bool(replica.idle)
+        return left
+
+    def stats(self) -> dict[str, ServiceStats]:
+        """Return what is known of every service."""
+        self.prune()
+        now_s = self._clock()
+        return {name: service.stats(now_s) for name, service in self.services.items()}

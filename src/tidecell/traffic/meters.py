@@ -1,0 +1,106 @@
+"""Counts, rates and quantiles of one service. Pure: time comes as an argument, nobody is told anything.
+
+Samples of the last 10 s are kept as they are (the newest 4096) and sorted when somebody asks, twice a
+second at most: exact, and nothing to pay per request but an append.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from tidecell.traffic.stats import Quantiles
+
+WINDOW_S = 10.0
+MAX_SAMPLES = 4096
+SLOT_S = 0.1
+NUM_SLOTS = 101  # 10 s of full slots and the one being filled
+
+
+class Rate:
+    """Events per second, from a ring of slots of 0.1 s."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * NUM_SLOTS
+        self._slot = 0
+
+    def add(self, now_s: float) -> None:
+        """Count one event."""
+        slot = int(now_s / SLOT_S)
+        if slot != self._slot:
+            self._move_to(slot)
+        self._counts[slot % NUM_SLOTS] += 1
+
+    def per_second(self, now_s: float, window_s: float) -> float:
+        """Return the mean rate over the last ``window_s`` seconds, at most 10."""
+        slot = int(now_s / SLOT_S)
+        if slot != self._slot:
+            self._move_to(slot)
+        width = min(NUM_SLOTS - 1, max(1, round(window_s / SLOT_S)))
+        return sum(self._counts[(slot - i) % NUM_SLOTS] for i in range(1, width + 1)) / (width * SLOT_S)
+
+    def _move_to(self, slot: int) -> None:
+        """Empty the slots between the last event and now."""
+        for passed in range(max(self._slot + 1, slot - NUM_SLOTS + 1), slot + 1):
+            self._counts[passed % NUM_SLOTS] = 0
+        self._slot = max(slot, self._slot)
+
+
+class Samples:
+    """The values of the last 10 s."""
+
+    def __init__(self) -> None:
+        self._values: deque[tuple[float, float]] = deque(maxlen=MAX_SAMPLES)
+
+    def add(self, now_s: float, value: float) -> None:
+        """Keep one value."""
+        self._values.append((now_s, value))
+
+    def quantiles(self, now_s: float) -> Quantiles:
+        """Return the quantiles of what is not older than 10 s."""
+        values = self._values
+        while values and values[0][0] < now_s - WINDOW_S:
+            values.popleft()
+        ordered = sorted(value for _, value in values)
+        if not ordered:
+            return Quantiles()
+        return Quantiles(
+            p50=round(_quantile(ordered, 0.50), 3),
+            p95=round(_quantile(ordered, 0.95), 3),
+            p99=round(_quantile(ordered, 0.99), 3),
+            num_samples=len(ordered),
+        )
+
+
+def _quantile(ordered: list[float], q: float) -> float:
+    """Return the nearest-rank quantile: always a value that was measured."""
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+class ServiceMeter:
+    """What is counted for one service since the router started."""
+
+    def __init__(self) -> None:
+        self.requests_total = 0
+        self.ok_total = 0
+        self.failed_total: dict[str, int] = {}
+        self.retries_total = 0
+        self.tokens_in_total = 0
+        self.tokens_out_total = 0
+        self.rate = Rate()
+        self.ttft_ms = Samples()
+        self.duration_ms = Samples()
+
+    def admitted(self, now_s: float) -> None:
+        """Count a request that was admitted."""
+        self.requests_total += 1
+        self.rate.add(now_s)
+
+    def finished(self, outcome: str, now_s: float, ttft_ms: float | None, duration_ms: float) -> None:
+        """Count a request's one outcome; latencies are those of answers that arrived in full."""
+        if outcome != "ok":
+            self.failed_total[outcome] = self.failed_total.get(outcome, 0) + 1
+            return
+        self.ok_total += 1
+        self.duration_ms.add(now_s, duration_ms)
+        if ttft_ms is not None:
+            self.ttft_ms.add(now_s, ttft_ms)

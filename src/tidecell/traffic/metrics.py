@@ -1,0 +1,77 @@
+"""The router's stats as Prometheus text (exposition format 0.0.4). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from tidecell.traffic.stats import Quantiles, RouterStats, ServiceStats
+
+Labels = dict[str, str]
+Sample = tuple[Labels, float]
+
+
+def render(stats: RouterStats) -> str:
+    """Return the text that a Prometheus server scrapes."""
+    lines: list[str] = []
+    for name, kind, what, samples in _families(stats):
+        lines += [f"# HELP tidecell_router_{name} {what}", f"# TYPE tidecell_router_{name} {kind}"]
+        lines += [f"tidecell_router_{name}{_labels(labels)} {value:g}" for labels, value in samples]
+    return "\n".join(lines) + "\n"
+
+
+def _families(stats: RouterStats) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
+    services = stats.services.items()
+    yield "table_version", "gauge", "Version of the table that is served.", [({}, stats.version)]
+    yield "connections", "gauge", "Open client connections.", [({}, stats.connections)]
+    yield "requests_total", "counter", "Finished requests by outcome.", _by_outcome(stats)
+    yield "retries_total", "counter", "Attempts beyond the first.", _each(stats, "retries_total")
+    yield "in_flight", "gauge", "Requests at a replica.", _each(stats, "in_flight")
+    yield "queued", "gauge", "Requests waiting for a replica.", _each(stats, "queued")
+    yield "tokens_in_total", "counter", "Prompt tokens as reported.", _each(stats, "tokens_in_total")
+    yield "tokens_out_total", "counter", "Completion tokens as reported.", _each(stats, "tokens_out_total")
+    yield "ttft_ms", "gauge", "Time to first byte over 10 s.", _quantiles((n, s.ttft_ms) for n, s in services)
+    yield "duration_ms", "gauge", "Duration over 10 s.", _quantiles((n, s.duration_ms) for n, s in services)
+    yield "endpoint_in_flight", "gauge", "Requests at one replica.", _endpoints(stats, "in_flight")
+    yield "endpoint_requests_total", "counter", "Attempts sent to one replica.", _endpoints(stats, "requests")
+    yield "endpoint_failures_total", "counter", "Attempts it failed.", _endpoints(stats, "failures")
+    yield "endpoint_ejected", "gauge", "1 while left out for failing.", _endpoints(stats, "ejected")
+
+
+def _by_outcome(stats: RouterStats) -> Iterator[Sample]:
+    for name, service in stats.services.items():
+        yield {"service": name, "outcome": "ok"}, service.ok_total
+        for outcome, count in service.failed_total.items():
+            yield {"service": name, "outcome": outcome}, count
+    for outcome, count in stats.refused_total.items():
+        yield {"service": "", "outcome": outcome}, count
+
+
+def _each(stats: RouterStats, field: str) -> Iterator[Sample]:
+    for name, service in stats.services.items():
+        yield {"service": name}, float(getattr(service, field))
+
+
+def _quantiles(rows: Iterable[tuple[str, Quantiles]]) -> Iterator[Sample]:
+    for name, quantiles in rows:
+        for q, value in (("0.5", quantiles.p50), ("0.95", quantiles.p95), ("0.99", quantiles.p99)):
+            yield {"service": name, "quantile": q}, value
+
+
+def _endpoints(stats: RouterStats, field: str) -> Iterator[Sample]:
+    for name, service in stats.services.items():
+        yield from _of_service(name, service, field)
+
+
+def _of_service(name: str, service: ServiceStats, field: str) -> Iterator[Sample]:
+    for endpoint_id, endpoint in service.endpoints.items():
+        yield {"service": name, "endpoint": endpoint_id}, float(getattr(endpoint, field))
+
+
+def _labels(labels: Labels) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items()) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

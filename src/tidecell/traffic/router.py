@@ -1,0 +1,324 @@
+"""The router: a process of its own that carries requests to replicas.
+
+    python -m tidecell.traffic.router --home DIR --port N --control SOCKET_PATH
+
+It knows one table, which the control plane pushes over the control socket (``control`` has the protocol
+and the client), and keeps it in ``DIR/router/table.json``: without a control plane, or after a restart,
+it serves on. In ``DIR/router`` are also ``port`` (the port it listens on, while it does) and
+``access.jsonl`` (see ``access_log``).
+
+SIGTERM: no new connections, requests in flight finish within ``--shutdown-s``, exit status 0.
+
+Why protocols on uvloop and no library for the bytes: measured, such a proxy costs about what nginx costs;
+ASGI servers and HTTP client libraries cost several times that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import uvloop
+
+from tidecell.structs.errors import RefusedError, TidecellError
+from tidecell.traffic.access_log import AccessLog, Line
+from tidecell.traffic.control_server import ControlServer
+from tidecell.traffic.directory import Directory
+from tidecell.traffic.downstream import ClientConnection
+from tidecell.traffic.exchange import Exchange, Limits
+from tidecell.traffic.fleet import Fleet, Service
+from tidecell.traffic.http1 import RequestHead
+from tidecell.traffic.replies import Reply
+from tidecell.traffic.stats import RouterStats
+from tidecell.traffic.table import EMPTY, Table, check_order, decode, encode
+
+BACKLOG = 2048
+BUSY_SWEEP_S = 0.25
+IDLE_SWEEP_S = 5.0
+UPSTREAM_IDLE_S = 60.0
+
+
+class Router:
+    """State of the process, and what its parts ask of it (``exchange.Context``, ``downstream.Gateway``).
+
+    Args:
+        home: The cell's directory.
+        limits: Times and sizes.
+        rng: Source of the balancer's choices.
+    """
+
+    def __init__(self, home: Path, limits: Limits, rng: Random) -> None:
+        self.now = time.monotonic
+        self.loop = asyncio.get_running_loop()
+        self.limits = limits
+        self.is_closing = False
+        self.port = 0
+        self._dir = home / "router"
+        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.log = AccessLog(self._dir / "access.jsonl")
+        self.table = _load(self._dir / "table.json")
+        self.fleet = Fleet(rng, self.now)
+        self.fleet.apply(self.table)
+        self.directory = Directory(self.table, int(time.time()))
+        self._started_s = self.now()
+        self._exchanges: set[Exchange] = set()
+        self._connections: set[ClientConnection] = set()
+        self._refused_total: dict[str, int] = {}
+        self._sequence = 0
+        self._id_prefix = os.urandom(6).hex().encode()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_is_busy = False
+        self._persisting = asyncio.Lock()
+        self._server: asyncio.Server | None = None
+
+    # -- life
+
+    async def listen(self, host: str, port: int) -> None:
+        """Accept clients.
+
+        Raises:
+            RefusedError: The port cannot be had.
+        """
+        try:
+            self._server = await self.loop.create_server(
+                lambda: ClientConnection(self), host, port, backlog=BACKLOG
+            )
+        except (OSError, OverflowError) as error:
+            raise RefusedError(
+                f"the router cannot listen on {host}:{port}: {error}",
+                hint="something else may use the port; give another with --port, or 0 to have one chosen",
+            ) from error
+        self.port = self._server.sockets[0].getsockname()[1]
+        _write(self._dir / "port", b"%d\n" % self.port)
+
+    async def shut_down(self) -> None:
+        """Finish what is in flight, within the time that ``limits`` allows."""
+        self.is_closing = True
+        if self._server is not None:
+            self._server.close()
+        (self._dir / "port").unlink(missing_ok=True)
+        for connection in list(self._connections):
+            connection.close_if_idle()
+        await self._until_quiet(self.limits.shutdown_s)
+        for exchange in list(self._exchanges):
+            exchange.shut_down()
+        await self._until_quiet(1.0)  # what was refused just now is still being sent
+        for connection in list(self._connections):
+            connection.abort()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self.log.close()
+
+    async def _until_quiet(self, within_s: float) -> None:
+        deadline_s = self.now() + within_s
+        while (self._exchanges or self._connections) and self.now() < deadline_s:
+            await asyncio.sleep(0.02)
+
+    # -- control
+
+    async def put_table(self, table: Table) -> bool:
+        """Serve a table from now on; return whether it is on disk as well.
+
+        Raises:
+            ConflictError: A newer one is served.
+        """
+        check_order(self.table, table)
+        self.table = table
+        self.directory = Directory(table, int(time.time()))
+        self.fleet.apply(table)
+        async with self._persisting:
+            if self.table is not table:
+                return True  # a newer one came meanwhile; that one counts
+            try:
+                await self.loop.run_in_executor(None, _write, self._dir / "table.json", encode(table))
+            except OSError as error:
+                _say(f"table {table.version} is served but not on disk: {error}")
+                return False
+        return True
+
+    def stats(self) -> RouterStats:
+        """Return what was counted."""
+        return RouterStats(
+            version=self.table.version,
+            epoch=self.table.epoch,
+            pid=os.getpid(),
+            port=self.port,
+            uptime_s=round(self.now() - self._started_s, 3),
+            connections=len(self._connections),
+            refused_total=dict(self._refused_total),
+            services=self.fleet.stats(),
+        )
+
+    # -- what exchanges and connections ask
+
+    def started(self, exchange: Exchange) -> None:
+        """Watch an exchange's deadlines."""
+        self._exchanges.add(exchange)
+        if not self._sweep_is_busy:
+            self._sweep_in(BUSY_SWEEP_S)
+
+    def ended(self, exchange: Exchange) -> None:
+        """Watch it no longer."""
+        self._exchanges.discard(exchange)
+
+    def opened(self, connection: ClientConnection) -> None:
+        """Watch a connection's deadlines."""
+        self._connections.add(connection)
+        if self._sweep is None:
+            self._sweep_in(IDLE_SWEEP_S)
+
+    def closed(self, connection: ClientConnection) -> None:
+        """Watch it no longer."""
+        self._connections.discard(connection)
+
+    def find(self, service: str) -> Service | None:
+        """Return the service of that name, None if it has left the table."""
+        found = self.fleet.services.get(service)
+        return None if found is None or found.is_removed else found
+
+    def next_sequence(self) -> int:
+        """Return a number larger than all before."""
+        self._sequence += 1
+        return self._sequence
+
+    def make_request_id(self) -> bytes:
+        """Return an id for a request that came without."""
+        self._sequence += 1
+        return b"req-%b-%x" % (self._id_prefix, self._sequence)
+
+    def refused(self, head: RequestHead | None, request_id: bytes, reply: Reply) -> None:
+        """Count and log a request that was not admitted; the router's own pages are neither."""
+        if reply.outcome == "local":
+            return
+        self._refused_total[reply.outcome] = self._refused_total.get(reply.outcome, 0) + 1
+        if head is not None:
+            self.log.write(_refusal(head, request_id, reply))
+
+    # -- deadlines: one timer for all, slow when nothing is under way, none when nobody is connected
+
+    def _sweep_in(self, delay_s: float) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._sweep_is_busy = delay_s == BUSY_SWEEP_S
+        self._sweep = self.loop.call_later(delay_s, self._check_deadlines)
+
+    def _check_deadlines(self) -> None:
+        now_s = self.now()
+        for exchange in list(self._exchanges):
+            exchange.check(now_s)
+        for connection in list(self._connections):
+            connection.check(now_s)
+        has_idle = self.fleet.close_idle(now_s - UPSTREAM_IDLE_S)
+        self._sweep = None
+        self._sweep_is_busy = False
+        if self._exchanges:
+            self._sweep_in(BUSY_SWEEP_S)
+        elif self._connections or has_idle:
+            self._sweep_in(IDLE_SWEEP_S)
+
+
+def _refusal(head: RequestHead, request_id: bytes, reply: Reply) -> Line:
+    return Line(
+        time=round(time.time(), 6),
+        id=request_id.decode("ascii"),
+        service="",
+        model="",
+        endpoint="",
+        method=head.method.decode("ascii"),
+        path=head.target.partition(b"?")[0].decode("ascii"),
+        status=reply.status,
+        stream=False,
+        ttft_ms=None,
+        duration_ms=0.0,
+        queue_ms=0.0,
+        bytes_in=max(0, head.content_length),
+        bytes_out=len(reply.body),
+        tokens_in=None,
+        tokens_out=None,
+        retries=0,
+        outcome=reply.outcome,
+    )
+
+
+def _load(path: Path) -> Table:
+    """Return the last table; a damaged one is worth a word, not the service."""
+    try:
+        return decode(path.read_bytes())
+    except FileNotFoundError:
+        return EMPTY
+    except (OSError, TidecellError) as error:
+        _say(f"{path} cannot be used ({error}); waiting for the control plane to push a table")
+        return EMPTY
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file as a whole, readable by its owner only, so that a crash leaves the old one or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _say(message: str) -> None:
+    print(f"router: {message}", file=sys.stderr, flush=True)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tidecell.traffic.router")
+    parser.add_argument("--home", type=Path, required=True, help="the cell's directory")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="port; 0: one is chosen")
+    parser.add_argument("--control", type=Path, required=True, help="path of the control socket")
+    defaults = Limits()
+    for name in Limits.__struct_fields__:
+        value = getattr(defaults, name)
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, dest=name, type=type(value), default=value, help="default: %(default)s")
+    return parser.parse_args(argv)
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Run the router until it is told to stop."""
+    limits = Limits(**{name: getattr(arguments, name) for name in Limits.__struct_fields__})
+    router = Router(arguments.home, limits, Random())
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        router.loop.add_signal_handler(number, stop.set)
+    control = ControlServer(arguments.control, router)
+    await router.listen(arguments.host, arguments.port)
+    try:
+        await control.start()
+        _say(f"listens on http://{arguments.host}:{router.port}, table {router.table.version}")
+        await stop.wait()
+    finally:
+        await router.shut_down()
+        await control.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the process; return its exit status."""
+    arguments = _arguments(argv)
+    try:
+        uvloop.run(serve(arguments))
+    except TidecellError as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

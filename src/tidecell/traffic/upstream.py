@@ -1,0 +1,241 @@
+"""One connection to a replica: frames its answers and hands their bytes on as they are.
+
+What it does not know: clients, retries, queues. Whoever uses the connection is its ``Consumer``, one at a
+time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from tidecell.traffic.fleet import Replica
+from tidecell.traffic.http1 import (
+    MAX_HEAD_BYTES,
+    Chunks,
+    ProtocolError,
+    ResponseHead,
+    find_head,
+    parse_response,
+)
+
+
+class Framing(enum.Enum):
+    """How the end of the answer's body is known."""
+
+    HEAD = enum.auto()  # the head has not been read
+    LENGTH = enum.auto()
+    CHUNKED = enum.auto()
+    UNTIL_CLOSE = enum.auto()
+    TUNNEL = enum.auto()  # after 101: no more HTTP
+
+
+class Consumer(Protocol):
+    """Who gets the answer."""
+
+    method: bytes
+    wants_payload: bool
+
+    def response_informational(self, head: ResponseHead) -> None:
+        """A 1xx came; the answer is still to come."""
+
+    def response_start(self, head: ResponseHead, framing: Framing, data: bytes, is_done: bool) -> None:
+        """The head came, with the first of the body."""
+
+    def response_data(self, data: bytes, is_done: bool) -> None:
+        """More of the body came."""
+
+    def response_lost(self, reason: str, is_stale: bool) -> None:
+        """The connection ended, or could not be understood, before the answer was complete.
+
+        ``is_stale``: it had served before and ended without a byte; most likely it was closed as idle.
+        """
+
+    def upstream_write_paused(self, paused: bool) -> None:
+        """The replica takes no more bytes for now, or does so again."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """A connection to ``replica``; in its pool while nobody uses it."""
+
+    def __init__(self, replica: Replica, now: Callable[[], float]) -> None:
+        self.replica = replica
+        self.idle_since_s = 0.0
+        self.is_open = False
+        self._now = now
+        self._transport: asyncio.Transport | None = None
+        self._consumer: Consumer | None = None
+        self._framing = Framing.HEAD
+        self._head = b""
+        self._left = 0
+        self._chunks = Chunks()
+        self._reusable = False
+        self._paused = False
+        self._num_served = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.is_open = True
+
+    def send(self, consumer: Consumer, data: bytes) -> None:
+        """Send a whole request; the answer goes to ``consumer``."""
+        self._consumer = consumer
+        self._framing = Framing.HEAD
+        self._head = b""
+        self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def pause(self) -> None:
+        """Read no more until ``resume``: the client is slower than the replica."""
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    def rest(self) -> bool:
+        """Wait in the replica's pool for the next request; False if it has to be closed instead."""
+        self.idle_since_s = self._now()
+        return self.is_open and self.replica.keep(self)
+
+    def hang_up(self) -> None:
+        """End once all is sent; nobody reads the answer."""
+        self._consumer = None
+        self.close()
+
+    def abandon(self) -> None:
+        """End at once: nobody wants the rest of the answer, and the replica should see that."""
+        self._consumer = None
+        self.is_open = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """Close it; nobody uses it."""
+        self.is_open = False
+        if self._transport is not None:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        consumer = self._consumer
+        if consumer is None:  # bytes that nobody asked for: it cannot be trusted to frame the next answer
+            self.abandon()
+            return
+        try:
+            if self._framing is Framing.HEAD:
+                self._take_head(consumer, data)
+            elif self._framing is Framing.TUNNEL or self._framing is Framing.UNTIL_CLOSE:
+                consumer.response_data(data, False)
+            else:
+                body, is_done = self._frame(data, 0, consumer.wants_payload)
+                if is_done:
+                    self._finish()
+                consumer.response_data(body, is_done)
+        except ProtocolError as error:
+            self.abandon()
+            consumer.response_lost(error.message, False)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        consumer, self._consumer = self._consumer, None
+        self.is_open = False
+        self.replica.forget(self)
+        if consumer is None:
+            return
+        if exc is None and self._framing in (Framing.UNTIL_CLOSE, Framing.TUNNEL):
+            consumer.response_data(b"", True)
+            return
+        is_stale = self._num_served > 0 and self._framing is Framing.HEAD and not self._head
+        reason = f"{type(exc).__name__}: {exc}" if exc else "the replica closed the connection"
+        consumer.response_lost(reason, is_stale)
+
+    def pause_writing(self) -> None:
+        if self._consumer is not None:
+            self._consumer.upstream_write_paused(True)
+
+    def resume_writing(self) -> None:
+        if self._consumer is not None:
+            self._consumer.upstream_write_paused(False)
+
+    def _take_head(self, consumer: Consumer, data: bytes) -> None:
+        data = self._head + data if self._head else data
+        length = find_head(data)
+        if length < 0:
+            if len(data) > MAX_HEAD_BYTES:
+                raise ProtocolError(502, "the replica's head is too long")
+            self._head = data
+            return
+        head = parse_response(data[:length], consumer.method)
+        if 100 <= head.status < 200 and head.status != 101:
+            self._head = b""
+            if head.status != 100:  # 100 answers an expectation, and those end at the router
+                consumer.response_informational(head)
+            if length < len(data) and self._consumer is consumer:
+                self._take_head(consumer, data[length:])
+            return
+        self._start(consumer, head, data, length)
+
+    def _start(self, consumer: Consumer, head: ResponseHead, data: bytes, at: int) -> None:
+        self._head = data[:1]  # not empty: something was received
+        self._reusable = head.keep_alive
+        framing = _framing(head)
+        self._framing = framing
+        self._left = max(0, head.content_length)
+        if framing is Framing.CHUNKED:
+            self._chunks = Chunks()
+        if framing in (Framing.TUNNEL, Framing.UNTIL_CLOSE):
+            consumer.response_start(head, framing, data[at:], False)
+            return
+        body, is_done = self._frame(data, at, consumer.wants_payload)
+        if is_done:
+            self._finish()
+        consumer.response_start(head, framing, body, is_done)
+
+    def _frame(self, data: bytes, at: int, wants_payload: bool) -> tuple[bytes, bool]:
+        """Return the part of ``data`` from ``at`` that belongs to the answer, and whether that ends it."""
+        if self._framing is Framing.LENGTH:
+            end = at + self._left
+            body = data[at:end] if at or end < len(data) else data
+            self._left -= len(body)
+            is_done = self._left == 0
+        else:
+            payload: list[bytes] | None = [] if wants_payload else None
+            end = self._chunks.feed(data, payload, at)
+            is_done = self._chunks.is_done
+            if payload is not None:
+                body = b"".join(payload)
+            else:
+                body = data[at:end] if at or end < len(data) else data
+        if is_done and end < len(data):
+            self._reusable = False  # it said more than it was asked
+        return body, is_done
+
+    def _finish(self) -> None:
+        """Let go of the consumer; the connection serves the next one, or closes."""
+        self._consumer = None
+        self._num_served += 1
+        self.resume()
+        if not (self._reusable and self.rest()):
+            self.close()
+
+
+def _framing(head: ResponseHead) -> Framing:
+    if head.status == 101:
+        return Framing.TUNNEL
+    if head.content_length == -1:
+        return Framing.CHUNKED
+    if head.content_length == -2:
+        return Framing.UNTIL_CLOSE
+    return Framing.LENGTH
