@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -48,6 +49,7 @@ class ControlPlane:
         self.journal = Journal(home / "journal.db")
         self.runtime = Runtime(self.journal, debug=debug or self.config.debug)
         self.started_s = time.time()
+        self.pid = os.getpid()
         self.runtime.tick([ControlStarted()], self.started_s)
         self.measurements = Measurements(SampleStore(home / "metrics.db"))
         self.engine = LocalEngine(home.socket_path("agent"), self.state.epoch, self.say, self._measured)

@@ -1,0 +1,77 @@
+"""The control plane's process: `python -m tidecell.server --home DIR`. The agent keeps it running."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+
+import uvicorn
+
+from tidecell.client.home import Home
+from tidecell.server.api import make_app
+from tidecell.server.control import ControlPlane
+from tidecell.structs.errors import TidecellError
+
+
+def _bind(home: Home) -> socket.socket:
+    config = home.config()
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((config.host, config.control_port))
+    except OSError as error:
+        raise TidecellError(
+            f"port {config.control_port} on {config.host} cannot be used: {error.strerror}",
+            "choose another: tide up --port N",
+        ) from error
+    return sock
+
+
+async def _serve(home: Home) -> None:
+    sock = _bind(home)
+    control = ControlPlane(home)
+    app = make_app(control, home.token())
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2, ws="none"
+    )
+    server = uvicorn.Server(config)
+    loop = asyncio.create_task(control.run())
+    web = asyncio.create_task(server.serve(sockets=[sock]))
+    Home.write_private(home / "control" / "pid", str(os.getpid()))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    ended = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait([loop, web, ended], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {ended}:
+            task.result()
+    finally:
+        server.should_exit = True
+        loop.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loop
+        with contextlib.suppress(asyncio.CancelledError, SystemExit):
+            await web
+
+
+def main() -> int:
+    """Serve until asked to end."""
+    parser = argparse.ArgumentParser(prog="tidecell-control")
+    parser.add_argument("--home", required=True)
+    home = Home(parser.parse_args().home)
+    try:
+        asyncio.run(_serve(home))
+    except TidecellError as error:
+        print(error.render(), file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

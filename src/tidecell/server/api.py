@@ -1,0 +1,472 @@
+"""The HTTP API, version 1. Every answer is JSON but logs; every error has type, message and hint.
+
+Lists are ``{"items": [...]}``. All calls but ``/health``, the console's files and the API's description
+need ``Authorization: Bearer`` with the cell's token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tidecell import __version__
+from tidecell.cell.describe import describe_event
+from tidecell.cell.journal import Record
+from tidecell.cell.snapshot import take_snapshot
+from tidecell.cell.state import Job
+from tidecell.client.schema import spec_diff
+from tidecell.client.views import (
+    CellStatus,
+    EventView,
+    JobStatus,
+    MachineStatus,
+    PlanView,
+    Report,
+    Sample,
+    WhyView,
+)
+from tidecell.scheduler.explain import explain_plan, explain_why
+from tidecell.server.control import ControlPlane
+from tidecell.server.logs import LogChunk, LogReader
+from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_document
+from tidecell.server.views import job_status, machine_status
+from tidecell.structs.errors import (
+    ConflictError,
+    JournalError,
+    JournalFull,
+    NotFoundError,
+    RefusedError,
+    SpecError,
+    TidecellError,
+)
+from tidecell.structs.job import JobSpec, Priority, Replicas
+from tidecell.structs.messages import JobChanged, JobStopRequested, JobSubmitted
+from tidecell.web.app import routes as console_routes
+
+MAX_BODY_BYTES = 4 << 20
+MAX_WAIT_S = 60.0
+MAX_EVENTS = 10_000
+
+_encode = msgspec.json.Encoder().encode
+T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Change(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What may be changed on a live job."""
+
+    replicas: Replicas | None = None
+    priority: Priority | None = None
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(_encode(value), status, media_type="application/json")
+
+
+def _items(values: Any) -> Response:
+    return _json({"items": list(values)})
+
+
+_STATUS: tuple[tuple[type[TidecellError], int], ...] = (
+    (SpecError, 422),
+    (RefusedError, 422),
+    (NotFoundError, 404),
+    (ConflictError, 409),
+    (JournalFull, 507),
+    (JournalError, 503),
+)
+
+
+def error_response(error: TidecellError) -> Response:
+    """Return an error as the API answers it."""
+    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+    reason = str(getattr(error, "reason", ""))
+    body = ErrorBody(type(error).__name__, error.message, error.hint, reason)
+    return _json(ErrorAnswer(body), status)
+
+
+class Api:
+    """The handlers, over one control plane."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        self._control = control
+        host = control.config.host
+        self._router_url = f"http://{host}:{control.config.router_port}"
+        self._control_url = f"http://{host}:{control.config.control_port}"
+
+    # ------------------------------------------------------------------------------- helpers
+
+    def _job(self, request: Request) -> Job:
+        name = request.path_params["name"]
+        job = self._control.find(name)
+        if job is None:
+            raise NotFoundError(f"no job named '{name}'", "tide ps -a lists all jobs")
+        return job
+
+    def _status(self, job: Job) -> JobStatus:
+        runtime, measured = self._control.runtime, self._control.measurements
+        return job_status(self._control.state, job, runtime.trace, measured.use, self._router_url)
+
+    async def _body(self, request: Request, kind: type[T]) -> T:
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise RefusedError(f"the request's body is larger than {MAX_BODY_BYTES} bytes")
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.DecodeError as error:
+            raise RefusedError(f"the request's body is not as it should be: {error}") from error
+
+    @staticmethod
+    def _number(request: Request, name: str, default: float) -> float:
+        text = request.query_params.get(name, "")
+        try:
+            return float(text) if text else default
+        except ValueError:
+            raise RefusedError(f"{name}={text!r} is not a number") from None
+
+    # ------------------------------------------------------------------------------ the cell
+
+    async def cell(self, request: Request) -> Response:
+        control = self._control
+        machines = [m for m in control.state.machines.values() if m.up]
+        repair = control.journal.repair
+        return _json(
+            CellStatus(
+                version=__version__,
+                epoch=control.state.epoch,
+                started_s=control.started_s,
+                home=str(control.home.path),
+                control_url=self._control_url,
+                router_url=self._router_url,
+                router_up=control.serving.stats is not None,
+                agent_up=control.engine.attached.is_set(),
+                journal_seq=control.journal.last_seq,
+                isolation=", ".join(sorted({m.spec.isolation for m in machines})),
+                repair=f"{repair.why}; kept at {repair.kept_at}" if repair is not None else "",
+                pid=control.pid,
+            )
+        )
+
+    async def machines(self, request: Request) -> Response:
+        state, use = self._control.state, self._control.measurements.use
+        return _items(machine_status(state, m, use) for _, m in sorted(state.machines.items()))
+
+    async def series(self, request: Request) -> Response:
+        now_s = time.time()
+        since_s = now_s - self._number(request, "since", 600.0)
+        points = int(self._number(request, "points", 600))
+        return _items(self._control.measurements.series(since_s, now_s, max(2, min(points, 5000))))
+
+    async def events(self, request: Request) -> Response:
+        limit = int(min(self._number(request, "limit", 100), MAX_EVENTS))
+        after = int(self._number(request, "after", -1))
+        since_s = self._number(request, "since", 0.0)
+        name = request.query_params.get("job", "")
+        return _items(self._find_events(name, after, limit, time.time() - since_s if since_s else 0.0))
+
+    def _find_events(self, name: str, after: int, limit: int, since_s: float) -> list[EventView]:
+        """Return the newest ``limit`` events, or the oldest after a number, oldest first."""
+        if after >= 0:
+            found = (self._event_view(r) for r in self._control.journal.records(after=after))
+            matching = (v for v in found if _matches(v, name, since_s))
+            return [v for v, _ in zip(matching, range(limit), strict=False)]
+        views: list[EventView] = []
+        end = self._control.journal.last_seq
+        while end > 0 and len(views) < limit:
+            start = max(0, end - 1000)
+            block = [self._event_view(r) for r in self._control.journal.records(start, end - start)]
+            views = [v for v in block if _matches(v, name, since_s)] + views
+            if since_s and block and block[0].at_s < since_s:
+                break
+            end = start
+        return views[-limit:]
+
+    @staticmethod
+    def _event_view(record: Record) -> EventView:
+        uid, text = describe_event(record.event)
+        body = msgspec.to_builtins(record.event)
+        return EventView(record.seq, record.at_s, type(record.event).__name__, uid, text, body)
+
+    # ------------------------------------------------------------------------------ the jobs
+
+    async def jobs(self, request: Request) -> Response:
+        state = self._control.state
+        everything = request.query_params.get("all", "") not in ("", "0", "false")
+        jobs = state.jobs.values() if everything else state.live_jobs()
+        return _items(self._status(job) for job in jobs)
+
+    async def submit(self, request: Request) -> Response:
+        spec = await self._body(request, JobSpec)
+        await self._control.ask(JobSubmitted(spec))
+        job = self._control.find(spec.name)
+        if job is None:
+            raise NotFoundError(f"job '{spec.name}' was accepted and is gone already")
+        return _json(self._status(job), 201)
+
+    async def job(self, request: Request) -> Response:
+        """One job; with ``wait``, once it is ``done`` or ``ready``, or the time is up."""
+        job = self._job(request)
+        wait_s = min(self._number(request, "wait", 0.0), MAX_WAIT_S)
+        until = request.query_params.get("until", "done")
+        deadline_s = time.monotonic() + wait_s
+        while not _reached(job, until) and (left_s := deadline_s - time.monotonic()) > 0:
+            try:
+                await asyncio.wait_for(self._control.changed.wait(), left_s)
+            except TimeoutError:
+                break
+            job = self._control.state.jobs.get(job.uid, job)
+        return _json(self._status(job))
+
+    async def change(self, request: Request) -> Response:
+        job = self._job(request)
+        change = await self._body(request, Change)
+        await self._control.ask(JobChanged(job.spec.name, change.replicas, change.priority))
+        return _json(self._status(self._job(request)))
+
+    async def stop(self, request: Request) -> Response:
+        now = request.query_params.get("now", "") not in ("", "0", "false")
+        job = self._job(request)
+        await self._control.ask(JobStopRequested(job.uid, now))
+        return _json(self._status(self._job(request)))
+
+    async def spec(self, request: Request) -> Response:
+        return _json(self._job(request).spec)
+
+    async def why(self, request: Request) -> Response:
+        job = self._job(request)
+        now_s = time.time()
+        if job.live:
+            view = explain_why(take_snapshot(self._control.state, now_s), job.uid, now_s)
+        else:
+            view = WhyView(
+                job.spec.name, job.uid, job.state, job.finished_s, message=job.message or "it is over"
+            )
+        return _json(view)
+
+    async def plan(self, request: Request) -> Response:
+        specs = await self._body(request, list[JobSpec])
+        changes, fresh = [], []
+        for spec in specs:
+            known = self._control.find(spec.name)
+            if known is not None and known.live:
+                diff = spec_diff(known.spec, spec)
+                changes.append(f"change {spec.name}: {'; '.join(diff)}" if diff else f"unchanged {spec.name}")
+            else:
+                changes.append(f"create {spec.name}")
+                fresh.append(spec)
+        snapshot = take_snapshot(self._control.state, time.time())
+        return _json(explain_plan(snapshot, fresh, tuple(changes)))
+
+    async def reports(self, request: Request) -> Response:
+        job = self._job(request)
+        after = int(self._number(request, "after", 0))
+        return _items(self._control.measurements.reports(job.uid, after))
+
+    async def logs(self, request: Request) -> Response:
+        """Logs as text, or with ``format=ndjson`` as lines of (index, attempt, stream, text)."""
+        job = self._job(request)
+        query = request.query_params
+        replica = int(self._number(request, "replica", -1))
+        tail = int(self._number(request, "tail", -1))
+        since_s = self._number(request, "since", 0.0)
+        stream = query.get("stream", "all")
+        reader = LogReader(
+            self._control.home.run_dir(job.uid) / "logs",
+            replica if replica >= 0 else None,
+            ("out", "err") if stream == "all" else (stream,),
+            time.time() - since_s if since_s else 0.0,
+            tail if tail >= 0 else None,
+        )
+        follow = query.get("follow", "") not in ("", "0", "false")
+        as_json = query.get("format") == "ndjson"
+        media_type = "application/x-ndjson" if as_json else "text/plain; charset=utf-8"
+        return StreamingResponse(self._stream(reader, job, follow, as_json), media_type=media_type)
+
+    async def _stream(self, reader: LogReader, job: Job, follow: bool, as_json: bool) -> AsyncIterator[bytes]:
+        def done() -> bool:
+            return not follow or not self._control.state.jobs.get(job.uid, job).live
+
+        async for chunk in reader.follow(done, lambda: self._control.changed):
+            yield _log_line(chunk) if as_json else chunk.text.encode()
+
+    # ---------------------------------------------------------------------------- the others
+
+    async def health(self, request: Request) -> Response:
+        error = self._control.journal_error
+        if error is not None:
+            return error_response(error)
+        return _json({"ok": True, "version": __version__})
+
+    async def metrics(self, request: Request) -> Response:
+        text = await self._control.serving.metrics()
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, request: Request) -> Response:
+        return _json(openapi_document(OPERATIONS))
+
+
+def _log_line(chunk: LogChunk) -> bytes:
+    return _encode(chunk) + b"\n"
+
+
+def _matches(view: EventView, name: str, since_s: float) -> bool:
+    mine = not name or view.job == name or view.job.rpartition(".")[0] == name
+    return mine and view.at_s >= since_s
+
+
+def _reached(job: Job, until: str) -> bool:
+    if not job.live:
+        return True
+    staying = job.staying_tasks()
+    if until == "ready":
+        return sum(1 for t in staying if t.ready) >= max(1, job.spec.replicas.min)
+    return until == "started" and job.started_s > 0
+
+
+_EVENT_QUERY = (
+    ("job", "string", "only of this job"),
+    ("after", "integer", "only with a higher number, oldest first"),
+    ("limit", "integer", "at most so many; the newest unless `after` is given"),
+    ("since", "number", "only of the last so many seconds"),
+)
+_LOG_QUERY = (
+    ("follow", "boolean", "go on until the job is over"),
+    ("tail", "integer", "begin with the last so many lines"),
+    ("since", "number", "only of the last so many seconds"),
+    ("replica", "integer", "only of this replica"),
+    ("stream", "string", "out, err or all"),
+    ("format", "string", "text, or ndjson for lines with index, attempt, stream, text"),
+)
+_WAIT_QUERY = (
+    ("wait", "number", "answer only when `until` is reached, or after so many seconds (at most 60)"),
+    ("until", "string", "done, ready or started"),
+)
+
+OPERATIONS = (
+    Operation("GET", "/v1/cell", "The cell itself", CellStatus),
+    Operation("GET", "/v1/machines", "Machines: capacity, reserved, used", MachineStatus, many=True),
+    Operation(
+        "GET", "/v1/jobs", "Jobs", JobStatus, many=True, parameters=(("all", "boolean", "finished ones too"),)
+    ),
+    Operation("POST", "/v1/jobs", "Submit a job", JobStatus, body=JobSpec, status=201),
+    Operation(
+        "POST", "/v1/plan", "Show what submitting would do; commits nothing", PlanView, body=list[JobSpec]
+    ),
+    Operation(
+        "GET", "/v1/jobs/{name}", "One job, at once or when it is done", JobStatus, parameters=_WAIT_QUERY
+    ),
+    Operation(
+        "PATCH", "/v1/jobs/{name}", "Change replicas or priority of a live job", JobStatus, body=Change
+    ),
+    Operation(
+        "DELETE",
+        "/v1/jobs/{name}",
+        "Stop a job",
+        JobStatus,
+        parameters=(("now", "boolean", "skip the grace period"),),
+    ),
+    Operation("GET", "/v1/jobs/{name}/spec", "What was asked for", JobSpec),
+    Operation("GET", "/v1/jobs/{name}/why", "Why it waits, and what would make it start", WhyView),
+    Operation("GET", "/v1/jobs/{name}/logs", "Its output", parameters=_LOG_QUERY),
+    Operation(
+        "GET",
+        "/v1/jobs/{name}/reports",
+        "Numbers that its replicas reported",
+        Report,
+        many=True,
+        parameters=(("after", "integer", "only with a higher number"),),
+    ),
+    Operation(
+        "GET", "/v1/events", "Journaled events in words", EventView, many=True, parameters=_EVENT_QUERY
+    ),
+    Operation(
+        "GET",
+        "/v1/series",
+        "Samples of the cell, one a second: the tide chart",
+        Sample,
+        many=True,
+        parameters=(
+            ("since", "number", "seconds back from now"),
+            ("points", "integer", "thin out to so many"),
+        ),
+    ),
+    Operation("GET", "/v1/metrics", "The router's metrics, Prometheus text"),
+)
+
+_OPEN_PATHS = frozenset({"/", "/health", "/openapi.json", "/favicon.ico"})
+
+
+class TokenGate:
+    """Lets requests with the cell's token pass, and all to what holds no secrets."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401 without the token."""
+        if scope["type"] != "http" or self._open(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if hmac.compare_digest(given, self._expected):
+            await self._app(scope, receive, send)
+            return
+        body = ErrorBody(
+            "Unauthorized",
+            "the cell's token is missing or wrong",
+            "send `Authorization: Bearer` with it: tide token",
+        )
+        await _json(ErrorAnswer(body), 401)(scope, receive, send)
+
+    @staticmethod
+    def _open(path: str) -> bool:
+        return path in _OPEN_PATHS or path.startswith("/static/")
+
+
+def _guarded(handler: Handler) -> Handler:
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except TidecellError as error:
+            return error_response(error)
+
+    return handle
+
+
+def make_app(control: ControlPlane, token: str) -> ASGIApp:
+    """Return the API and the console as one application behind the token."""
+    api = Api(control)
+    handlers: dict[tuple[str, str], Handler] = {
+        ("GET", "/v1/cell"): api.cell,
+        ("GET", "/v1/machines"): api.machines,
+        ("GET", "/v1/jobs"): api.jobs,
+        ("POST", "/v1/jobs"): api.submit,
+        ("POST", "/v1/plan"): api.plan,
+        ("GET", "/v1/jobs/{name}"): api.job,
+        ("PATCH", "/v1/jobs/{name}"): api.change,
+        ("DELETE", "/v1/jobs/{name}"): api.stop,
+        ("GET", "/v1/jobs/{name}/spec"): api.spec,
+        ("GET", "/v1/jobs/{name}/why"): api.why,
+        ("GET", "/v1/jobs/{name}/logs"): api.logs,
+        ("GET", "/v1/jobs/{name}/reports"): api.reports,
+        ("GET", "/v1/events"): api.events,
+        ("GET", "/v1/series"): api.series,
+        ("GET", "/v1/metrics"): api.metrics,
+        ("GET", "/health"): api.health,
+        ("GET", "/openapi.json"): api.openapi,
+    }
+    routes = [Route(path, _guarded(h), methods=[method]) for (method, path), h in handlers.items()]
+    return TokenGate(Starlette(routes=[*routes, *console_routes()]), token)
