@@ -1,0 +1,272 @@
+"""Typed client of the control plane. What the command line does, a program can do with this.
+
+Example:
+    client = Client.from_home()
+    client.submit(JobSpec("hello", argv=("echo", "hi")))
+    print(client.wait("hello").exit_code)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+
+from tidecell.client.home import Home
+from tidecell.client.views import (
+    CellStatus,
+    EventView,
+    JobStatus,
+    MachineStatus,
+    PlanView,
+    Report,
+    Sample,
+    WhyView,
+)
+from tidecell.structs.errors import (
+    CellUnreachable,
+    ConflictError,
+    InvariantError,
+    JournalError,
+    JournalFull,
+    NotFoundError,
+    RefusedError,
+    TidecellError,
+)
+from tidecell.structs.job import JobSpec, Priority, Replicas
+
+T = TypeVar("T")
+
+_ERRORS: dict[str, type[TidecellError]] = {
+    kind.__name__: kind
+    for kind in (ConflictError, JournalError, JournalFull, NotFoundError, RefusedError, CellUnreachable)
+}
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    """A piece of one stream of one attempt of one replica."""
+
+    index: int
+    attempt: int
+    stream: str
+    text: str
+
+
+class Client:
+    """Talks to one cell's control plane.
+
+    Attributes:
+        token: The cell's bearer token; the router accepts it too.
+    """
+
+    def __init__(self, url: str, token: str, timeout_s: float = 30.0) -> None:
+        self.url = url
+        self.token = token
+        headers = {"Authorization": f"Bearer {token}"}
+        # trust_env=False: a proxy from the environment must not see a loopback call, nor its token.
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, trust_env=False)
+
+    @classmethod
+    def from_home(cls, home: str | Path | Home | None = None) -> Client:
+        """Return a client of the cell that lives in a directory.
+
+        Raises:
+            CellUnreachable: No cell was ever started there.
+        """
+        home = home if isinstance(home, Home) else Home(home)
+        config = home.config()
+        if not config.control_port:
+            raise CellUnreachable(f"no cell lives in {home.path}", "start one: tide up")
+        return cls(f"http://{config.host}:{config.control_port}", home.token())
+
+    def close(self) -> None:
+        """Close connections."""
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -------------------------------------------------------------------------------- calls
+
+    def _call(self, method: str, path: str, body: Any = None, **query: Any) -> bytes:
+        content = msgspec.json.encode(body) if body is not None else None
+        params = {k: v for k, v in query.items() if v is not None}
+        timeout_s = 30.0 + float(params.get("wait", 0.0))
+        try:
+            answer = self._http.request(method, path, content=content, params=params, timeout=timeout_s)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            raise _error_of(answer.status_code, answer.content)
+        return answer.content
+
+    def _unreachable(self, error: Exception) -> CellUnreachable:
+        return CellUnreachable(
+            f"the control plane at {self.url} does not answer ({type(error).__name__})",
+            "tide up starts it again; tasks and the router go on meanwhile",
+        )
+
+    def _get(self, path: str, kind: type[T], **query: Any) -> T:
+        return msgspec.json.decode(self._call("GET", path, **query), type=kind)
+
+    def _list(self, path: str, kind: type[T], **query: Any) -> list[T]:
+        raw = self._call("GET", path, **query)
+        return msgspec.json.decode(raw, type=dict[str, list[kind]])["items"]  # type: ignore[valid-type]
+
+    # --------------------------------------------------------------------------------- cell
+
+    def cell(self) -> CellStatus:
+        """Return the cell itself."""
+        return self._get("/v1/cell", CellStatus)
+
+    @property
+    def router_url(self) -> str:
+        """Where requests are served; an OpenAI client's base URL is this plus ``/v1``."""
+        return self.cell().router_url
+
+    def machines(self) -> list[MachineStatus]:
+        """Return all machines."""
+        return self._list("/v1/machines", MachineStatus)
+
+    def events(
+        self, job: str = "", after: int | None = None, limit: int = 100, since_s: float | None = None
+    ) -> list[EventView]:
+        """Return the newest events, or with ``after`` the oldest that follow that number."""
+        return self._list("/v1/events", EventView, job=job or None, after=after, limit=limit, since=since_s)
+
+    def series(self, since_s: float = 600.0, points: int = 600) -> list[Sample]:
+        """Return samples of the last ``since_s`` seconds, thinned to ``points``."""
+        return self._list("/v1/series", Sample, since=since_s, points=points)
+
+    # --------------------------------------------------------------------------------- jobs
+
+    def jobs(self, everything: bool = False) -> list[JobStatus]:
+        """Return live jobs, or all that are remembered."""
+        return self._list("/v1/jobs", JobStatus, all="1" if everything else None)
+
+    def job(self, name: str) -> JobStatus:
+        """Return the newest run of that name, or the run of that uid.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return self._get(f"/v1/jobs/{name}", JobStatus)
+
+    def spec(self, name: str) -> JobSpec:
+        """Return what was asked for."""
+        return self._get(f"/v1/jobs/{name}/spec", JobSpec)
+
+    def submit(self, spec: JobSpec) -> JobStatus:
+        """Submit a job; returns once it is durable.
+
+        Raises:
+            RefusedError, ConflictError: The cell does not take it.
+        """
+        return msgspec.json.decode(self._call("POST", "/v1/jobs", spec), type=JobStatus)
+
+    def plan(self, specs: Sequence[JobSpec]) -> PlanView:
+        """Return what submitting would do; nothing is committed."""
+        return msgspec.json.decode(self._call("POST", "/v1/plan", list(specs)), type=PlanView)
+
+    def why(self, name: str) -> WhyView:
+        """Return why a job waits, and what would make it start."""
+        return self._get(f"/v1/jobs/{name}/why", WhyView)
+
+    def change(
+        self, name: str, replicas: Replicas | None = None, priority: Priority | None = None
+    ) -> JobStatus:
+        """Change a live job in place."""
+        body = {"replicas": replicas, "priority": priority}
+        raw = self._call("PATCH", f"/v1/jobs/{name}", {k: v for k, v in body.items() if v is not None})
+        return msgspec.json.decode(raw, type=JobStatus)
+
+    def scale(self, name: str, min_replicas: int, max_replicas: int | None = None) -> JobStatus:
+        """Set a job's replicas."""
+        top = min_replicas if max_replicas is None else max_replicas
+        return self.change(name, Replicas(min_replicas, top))
+
+    def stop(self, name: str, now: bool = False) -> JobStatus:
+        """Stop a job: notice, SIGTERM, and SIGKILL after its grace period (``now``: at once)."""
+        raw = self._call("DELETE", f"/v1/jobs/{name}", now="1" if now else None)
+        return msgspec.json.decode(raw, type=JobStatus)
+
+    def wait(self, name: str, until: str = "done", timeout_s: float | None = None) -> JobStatus:
+        """Return when a job is ``done``, ``ready`` or ``started``, or when the time is up.
+
+        A control plane that is away for a while is waited for.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = 30.0 if deadline_s is None else max(0.0, min(30.0, deadline_s - time.monotonic()))
+            try:
+                status = self._get(f"/v1/jobs/{name}", JobStatus, wait=left_s, until=until)
+            except CellUnreachable:
+                if deadline_s is not None and time.monotonic() >= deadline_s:
+                    raise
+                time.sleep(0.2)
+                continue
+            reached = status.done or (until == "ready" and status.ready >= max(1, status.replicas.min))
+            reached = reached or (until == "started" and status.started_s > 0)
+            if reached or (deadline_s is not None and time.monotonic() >= deadline_s):
+                return status
+
+    def reports(self, name: str, after: int = 0) -> list[Report]:
+        """Return the numbers that a job's replicas reported, oldest first."""
+        return self._list(f"/v1/jobs/{name}/reports", Report, after=after)
+
+    def logs(
+        self,
+        name: str,
+        follow: bool = False,
+        tail: int | None = None,
+        since_s: float | None = None,
+        replica: int | None = None,
+        stream: str = "all",
+    ) -> Iterator[LogLine]:
+        """Yield a job's output as it is written; with ``follow`` until the job is over."""
+        query = {"tail": tail, "since": since_s, "replica": replica, "stream": stream, "format": "ndjson"}
+        params = {k: v for k, v in query.items() if v is not None}
+        if follow:
+            params["follow"] = 1
+        decode = msgspec.json.Decoder(LogLine).decode
+        timeout = httpx.Timeout(30.0, read=None)
+        try:
+            with self._http.stream("GET", f"/v1/jobs/{name}/logs", params=params, timeout=timeout) as answer:
+                if answer.is_error:
+                    raise _error_of(answer.status_code, answer.read())
+                for line in answer.iter_lines():
+                    if line:
+                        yield decode(line)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+
+class _ErrorBody(msgspec.Struct):
+    type: str = ""
+    message: str = ""
+    hint: str = ""
+    reason: str = ""
+
+
+class _ErrorAnswer(msgspec.Struct):
+    error: _ErrorBody
+
+
+def _error_of(status: int, content: bytes) -> TidecellError:
+    """Return the error that the control plane answered, as the type it was there."""
+    try:
+        body = msgspec.json.decode(content, type=_ErrorAnswer).error
+    except msgspec.DecodeError:
+        return TidecellError(f"the control plane answered {status}: {content[:200].decode(errors='replace')}")
+    if body.type == "InvariantError":
+        return InvariantError(body.message)
+    if body.type == "RefusedError":
+        return RefusedError(body.message, body.hint, body.reason)
+    return _ERRORS.get(body.type, TidecellError)(body.message, body.hint)
