@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import heapq
 import itertools
@@ -669,6 +670,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tidecell-agent")
     parser.add_argument("--home", required=True)
     home = Home(parser.parse_args().home)
+    lock = os.open(home / "agent" / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"error: another agent runs in {home.path}", file=sys.stderr, flush=True)
+        return 1
     config = home.config()
     machine = discover_machine(config.machine, config.cpu_millis, config.memory_bytes)
     agent = Agent(home, machine)

@@ -1,0 +1,134 @@
+"""Commands about the cell itself: up, down, machines, token, console."""
+
+from __future__ import annotations
+
+import click
+
+from tidecell.cli import lifecycle
+from tidecell.cli.show import err, out, print_json, print_table
+from tidecell.client.client import Client
+from tidecell.client.home import Config, Home
+from tidecell.client.units import parse_cpu, parse_size
+from tidecell.structs.errors import TidecellError
+from tidecell.structs.resources import format_bytes, format_cpu
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=0, help="Port of API and console (default: a free one, kept).")
+@click.option("--router-port", default=0, help="Port where services are reached (default: a free one, kept).")
+@click.option("--machine", default="", help="Name of this machine (default: its host name).")
+@click.option("--cpu", default="", help="Cores to offer (default: all).")
+@click.option("--memory", default="", help="Memory to offer, for example 8GB (default: all).")
+@click.option("--debug", is_flag=True, help="Check all invariants after every step.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def up(
+    host: str, port: int, router_port: int, machine: str, cpu: str, memory: str, debug: bool, as_json: bool
+) -> None:
+    """Start the cell on this machine; what runs already is left alone."""
+    home = Home()
+    was_up = lifecycle.is_up(home)
+    config = Config(
+        host=host,
+        control_port=port,
+        router_port=router_port,
+        machine=machine,
+        cpu_millis=_parsed(parse_cpu, cpu, "--cpu"),
+        memory_bytes=_parsed(parse_size, memory, "--memory"),
+        debug=debug,
+    )
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        err.print(f"note: listening on {host}: whoever has the token can run commands as you", style="yellow")
+    took_s = lifecycle.bring_up(home, home.config() if was_up else config)
+    with Client.from_home(home) as client:
+        cell = client.cell()
+        if as_json:
+            print_json(cell)
+            return
+        machines = client.machines()
+    verb = "is up already" if was_up else f"is up ({took_s:.1f} s)"
+    out.print(f"cell {verb}")
+    for m in machines:
+        out.print(f"  machine   {m.name}: {m.capacity.describe()}   isolation: {m.isolation}")
+    out.print(f"  console   {cell.control_url}/#token={home.token()}")
+    out.print(f"  services  {cell.router_url}   (OpenAI base URL: {cell.router_url}/v1)")
+    out.print(f"  home      {cell.home}")
+    if cell.repair:
+        err.print(f"note: the journal was repaired: {cell.repair}", style="yellow")
+    out.print("next: tide run -- echo hello     tide ps     tide down")
+
+
+def _parsed(parse, text: str, flag: str) -> int:  # type: ignore[no-untyped-def]
+    if not text:
+        return 0
+    try:
+        return int(parse(text))
+    except ValueError as error:
+        raise TidecellError(f"{flag} {text}: {error}") from error
+
+
+@click.command()
+@click.option("--grace", default=10.0, show_default=True, help="Seconds between SIGTERM and SIGKILL.")
+def down(grace: float) -> None:
+    """Stop the cell and everything that runs in it. State stays; `tide up` goes on from it."""
+    home = Home()
+    if lifecycle.bring_down(home, grace):
+        out.print(f"cell is down; its state stays in {home.path}")
+    else:
+        out.print(f"no cell runs in {home.path}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def machines(as_json: bool) -> None:
+    """List machines: what they have, what is reserved, what is used."""
+    with Client.from_home() as client:
+        rows = client.machines()
+    if as_json:
+        print_json(rows)
+        return
+    columns = (
+        "MACHINE",
+        "STATE",
+        "CPU RESERVED",
+        "CPU USED",
+        "MEMORY RESERVED",
+        "USED",
+        "GPUS",
+        "TASKS",
+        "ISOLATION",
+    )
+    print_table(
+        columns,
+        [
+            (
+                m.name,
+                "up" if m.up else "gone",
+                f"{format_cpu(m.reserved.cpu_millis)} of {format_cpu(m.capacity.cpu_millis)}",
+                format_cpu(round(m.cpu_used_millis, -1)),
+                f"{format_bytes(m.reserved.memory_bytes)} of {format_bytes(m.capacity.memory_bytes)}",
+                format_bytes(m.memory_used_bytes),
+                f"{m.reserved.accelerators} of {m.capacity.accelerators}",
+                str(m.num_tasks),
+                m.isolation,
+            )
+            for m in rows
+        ],
+    )
+
+
+@click.command()
+def token() -> None:
+    """Print the cell's token: who has it may do everything here."""
+    text = Home().token()
+    if not text:
+        raise TidecellError(f"no cell was ever started in {Home().path}", "start one: tide up")
+    click.echo(text)
+
+
+@click.command()
+def console() -> None:
+    """Print the console's address, token included."""
+    home = Home()
+    with Client.from_home(home) as client:
+        click.echo(f"{client.url}/#token={home.token()}")

@@ -1,0 +1,288 @@
+"""Commands about jobs: ps, queue, status, why, logs, events, stop, scale, prio."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import click
+from rich.live import Live
+from rich.table import Table
+
+from tidecell.cli.show import (
+    ago,
+    clock,
+    err,
+    make_table,
+    out,
+    print_json,
+    print_table,
+    replicas_text,
+    span,
+    state_text,
+    waits_text,
+)
+from tidecell.client.client import Client
+from tidecell.client.schema import parse_priority, parse_replicas
+from tidecell.client.units import parse_duration
+from tidecell.client.views import CellStatus, EventView, JobStatus
+from tidecell.structs.errors import TidecellError
+from tidecell.structs.job import BAND_WORDS
+from tidecell.structs.resources import format_bytes, format_cpu
+
+T = TypeVar("T")
+
+
+def _value(parse: Callable[[str], T], text: str, flag: str) -> T:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise TidecellError(f"{flag} {text}: {error}") from error
+
+
+def _ps_table(jobs: Sequence[JobStatus]) -> Table:
+    rows = [
+        (
+            j.name,
+            j.kind,
+            state_text(j.state),
+            replicas_text(j) if not j.done else str(j.replicas),
+            j.priority,
+            ago(j.submitted_s),
+            waits_text(j),
+        )
+        for j in jobs
+    ]
+    return make_table(("NAME", "KIND", "STATE", "REPLICAS", "PRIORITY", "AGE", "WAITS FOR"), rows)
+
+
+@click.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="Finished jobs too.")
+@click.option("-w", "--watch", is_flag=True, help="Keep showing, once a second.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def ps(everything: bool, watch: bool, as_json: bool) -> None:
+    """List jobs."""
+    with Client.from_home() as client:
+        if watch and not as_json:
+            with Live(console=out, auto_refresh=False) as live:
+                while True:
+                    live.update(_ps_table(client.jobs(everything)), refresh=True)
+                    time.sleep(1.0)
+        jobs = client.jobs(everything)
+    if as_json:
+        print_json(jobs)
+    elif jobs:
+        out.print(_ps_table(jobs))
+    else:
+        err.print("no jobs" if everything else "no live jobs (tide ps -a lists finished ones too)")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def queue(as_json: bool) -> None:
+    """List jobs with waiting replicas, in scheduling order."""
+    with Client.from_home() as client:
+        waiting = [j for j in client.jobs() if j.waiting is not None]
+    bands = {word: -int(band) for band, word in BAND_WORDS.items()}
+    waiting.sort(key=lambda j: (bands[j.band], j.running >= j.replicas.min, -_order(j), j.submitted_s, j.uid))
+    if as_json:
+        print_json([{"position": i + 1, "job": j} for i, j in enumerate(waiting)])
+        return
+    if not waiting:
+        err.print("nothing waits")
+        return
+    rows = [
+        (str(i + 1), j.name, j.priority, ago(j.submitted_s), replicas_text(j), waits_text(j))
+        for i, j in enumerate(waiting)
+    ]
+    print_table(("#", "NAME", "PRIORITY", "AGE", "REPLICAS", "WAITS FOR"), rows)
+
+
+def _order(job: JobStatus) -> int:
+    return parse_priority(job.priority).order
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def status(name: str | None, as_json: bool) -> None:
+    """Show one job in full, or without NAME the cell."""
+    with Client.from_home() as client:
+        if name is None:
+            cell = client.cell()
+            if as_json:
+                print_json(cell)
+            else:
+                _print_cell(cell, client)
+            return
+        job = client.job(name)
+    if as_json:
+        print_json(job)
+    else:
+        _print_job(job)
+
+
+def _print_cell(cell: CellStatus, client: Client) -> None:
+    def up(good: bool) -> str:
+        return "up" if good else "DOWN"
+
+    jobs = client.jobs()
+    since = f"epoch {cell.epoch}, process {cell.pid}, for {ago(cell.started_s)}"
+    out.print(f"control plane  up, {since}   {cell.control_url}")
+    out.print(f"router         {up(cell.router_up)}   {cell.router_url}")
+    out.print(f"agent          {up(cell.agent_up)}   isolation: {cell.isolation}")
+    out.print(
+        f"journal        {cell.journal_seq} events" + (f"   repaired: {cell.repair}" if cell.repair else "")
+    )
+    waiting = sum(1 for j in jobs if j.running < j.replicas.min)
+    out.print(f"jobs           {len(jobs)} live, {waiting} waiting")
+    out.print(f"home           {cell.home}")
+
+
+def _print_job(job: JobStatus) -> None:
+    out.print(f"{job.name}  ", state_text(job.state), f"  ({job.kind}, {job.uid})")
+    facts = [
+        ("priority", job.priority),
+        ("replicas", f"{job.running} running, {job.ready} ready, {job.desired} wanted ({job.replicas})"),
+        ("each needs", job.resources.describe()),
+        ("command", job.command),
+        ("workdir", job.workdir or "its own directory"),
+        ("submitted", f"{clock(job.submitted_s)}, {ago(job.submitted_s)} ago"),
+    ]
+    if job.started_s:
+        end_s = job.finished_s or time.time()
+        facts.append(("ran", span(end_s - job.started_s)))
+    if job.endpoint:
+        facts.append(("endpoint", job.endpoint))
+    if job.models:
+        facts.append(("models", ", ".join(job.models)))
+    if job.desired_why:
+        facts.append(("scaled", job.desired_why))
+    if text := waits_text(job):
+        facts.append(("outcome" if job.done else "waits for", text))
+    if job.waiting is not None and job.waiting.detail:
+        facts.append(("", job.waiting.detail))
+    for key, value in facts:
+        out.print(f"  {key:<11}{value}")
+    rows = [
+        (
+            str(t.index),
+            state_text(t.state),
+            ("leaving: " + t.leaving)
+            if t.leaving
+            else ("ready" if t.ready and job.kind == "service" else ""),
+            str(t.attempt),
+            t.machine or "-",
+            str(t.pid or "-"),
+            str(t.port or "-"),
+            format_cpu(t.cpu_millis) if t.pid else "-",
+            format_bytes(t.memory_bytes) if t.pid else "-",
+            t.message,
+        )
+        for t in job.tasks[:50]
+        if t.wanted or t.attempt
+    ]
+    columns = ("REPLICA", "STATE", "", "ATTEMPT", "MACHINE", "PID", "PORT", "CPU", "MEMORY", "LAST")
+    print_table(columns, rows)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def why(name: str, as_json: bool) -> None:
+    """Say why a job waits: reasons, who holds what it needs, and changes that would let it start now."""
+    from tidecell.scheduler.explain import render_why
+
+    with Client.from_home() as client:
+        view = client.why(name)
+    if as_json:
+        print_json(view)
+    else:
+        click.echo(render_why(view))
+
+
+@click.command()
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job is over.")
+@click.option("--since", default="", help="Only of the last, for example 10m.")
+@click.option("--tail", type=int, default=None, help="Begin with the last N lines of each stream.")
+@click.option("--replica", type=int, default=None, help="Only of this replica.")
+@click.option("--stream", type=click.Choice(["all", "out", "err"]), default="all", show_default=True)
+def logs(name: str, follow: bool, since: str, tail: int | None, replica: int | None, stream: str) -> None:
+    """Show a job's output, kept after it ended; standard error goes to standard error."""
+    since_s = _value(parse_duration, since, "--since") if since else None
+    with Client.from_home() as client:
+        many = len([t for t in client.job(name).tasks if t.attempt]) > 1 and replica is None
+        for line in client.logs(name, follow, tail, since_s, replica, stream):
+            stream_to = sys.stdout if line.stream == "out" else sys.stderr
+            stream_to.write(_prefixed(line.text, line.index) if many else line.text)
+            stream_to.flush()
+
+
+def _prefixed(text: str, index: int) -> str:
+    return "".join(f"[{index}] {part}" for part in text.splitlines(keepends=True))
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--since", default="", help="Only of the last, for example 10m.")
+@click.option("-n", "--limit", default=50, show_default=True, help="At most so many, the newest.")
+@click.option("-f", "--follow", is_flag=True, help="Keep showing what happens.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def events(name: str | None, since: str, limit: int, follow: bool, as_json: bool) -> None:
+    """Show what happened, from the journal."""
+    since_s = _value(parse_duration, since, "--since") if since else None
+    with Client.from_home() as client:
+        found = client.events(name or "", limit=limit, since_s=since_s)
+        if as_json:
+            print_json(found)
+            return
+        for event in found:
+            _print_event(event)
+        last = found[-1].seq if found else 0
+        while follow:
+            time.sleep(0.5)
+            for event in client.events(name or "", after=last):
+                _print_event(event)
+                last = event.seq
+
+
+def _print_event(event: EventView) -> None:
+    click.echo(f"{clock(event.at_s)}  {event.seq:>6}  {event.job or 'cell':<20}  {event.text}")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--now", is_flag=True, help="Skip the grace period: SIGKILL at once.")
+@click.option("-d", "--detach", is_flag=True, help="Do not wait until it has stopped.")
+def stop(names: tuple[str, ...], now: bool, detach: bool) -> None:
+    """Stop jobs: notice, SIGTERM, and SIGKILL after the grace period."""
+    with Client.from_home() as client:
+        stopped = [client.stop(name, now) for name in names]
+        for job in stopped:
+            last = job if detach else client.wait(job.uid)
+            out.print(f"{last.name}  ", state_text(last.state), "" if last.done else "  (stopping)")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("replicas")
+def scale(name: str, replicas: str) -> None:
+    """Change a job's replicas: tide scale chat 2..8"""
+    wanted = _value(parse_replicas, replicas, "replicas")
+    with Client.from_home() as client:
+        job = client.scale(name, wanted.min, wanted.max)
+    out.print(f"{job.name}  replicas {job.replicas}, {job.desired} wanted, {job.running} running")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("priority")
+def prio(name: str, priority: str) -> None:
+    """Change a job's priority: tide prio train batch+3"""
+    wanted = _value(parse_priority, priority, "priority")
+    with Client.from_home() as client:
+        job = client.change(name, priority=wanted)
+    out.print(f"{job.name}  priority {job.priority}")

@@ -1,0 +1,101 @@
+"""How things look in a terminal: tables, times, JSON. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tidecell.client.views import JobStatus
+from tidecell.structs.job import TaskState
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_STYLES = {
+    TaskState.RUNNING: "green",
+    TaskState.SUCCEEDED: "green",
+    TaskState.PENDING: "yellow",
+    TaskState.STARTING: "yellow",
+    TaskState.RESIZING: "cyan",
+    TaskState.FAILED: "red",
+    TaskState.TIMEOUT: "red",
+    TaskState.CANCELLED: "dim",
+}
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, one document, two spaces."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Print a plain table: no frame, so that it can be cut and grepped."""
+    out.print(make_table(columns, rows))
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """Return a plain table."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=column not in ("WAITS FOR", "WHAT", "COMMAND"))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def state_text(state: TaskState) -> Text:
+    """Return a state, coloured where colours are."""
+    return Text(state.value, style=_STYLES.get(state, ""))
+
+
+def ago(then_s: float, now_s: float | None = None) -> str:
+    """Return how long ago something was, in one or two units."""
+    if not then_s:
+        return "-"
+    return span((now_s or time.time()) - then_s)
+
+
+def span(seconds: float) -> str:
+    """Return a duration in one or two units: 75 gives ``1m15s``."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def clock(at_s: float) -> str:
+    """Return a moment as local time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(at_s))
+
+
+def replicas_text(job: JobStatus) -> str:
+    """Return replicas as ``running/desired`` and the range they may move in."""
+    now = f"{job.ready if job.kind == 'service' else job.running}/{job.desired}"
+    return now if job.replicas.min == job.replicas.max else f"{now} ({job.replicas})"
+
+
+def waits_text(job: JobStatus) -> str:
+    """Return what a job waits for, or how it ended, in a few words."""
+    if job.done:
+        return job.message
+    if job.stopping:
+        return f"stopping ({job.stopping})"
+    parts = []
+    if job.last_event:
+        parts.append(job.last_event)
+    if job.waiting is not None:
+        tokens = " · ".join(r.value for r in job.waiting.reasons)
+        growth = "" if job.running < job.replicas.min else "for more: "
+        parts.append(f"{growth}{tokens}")
+    return "; ".join(parts)
