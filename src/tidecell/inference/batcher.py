@@ -107,14 +107,20 @@ class Batcher:
         Raises:
             ValueError: The prompt is empty, ``max_tokens`` is below 1, or both together could never fit.
         """
-        if not prompt or max_tokens < 1:
-            raise ValueError(f"a request needs a token and room for one, not {len(prompt)} and {max_tokens}")
-        needed = self.cache.blocks_for(len(prompt) + max_tokens)
-        if needed > self.cache.num_blocks:
-            raise ValueError(f"{needed} KV blocks are needed; there are {self.cache.num_blocks}")
+        self.check(len(prompt), max_tokens)
         if self.state(request_id):
             raise InvariantError(f"request {request_id} is here already")
         self._waiting[request_id] = Request(request_id, prompt, max_tokens)
+
+    def check(self, num_prompt_tokens: int, max_tokens: int) -> None:
+        """Raise ``ValueError`` for a request that could never run; safe to call from any thread."""
+        if num_prompt_tokens < 1 or max_tokens < 1:
+            raise ValueError(
+                f"a request needs a token and room for one, not {num_prompt_tokens} and {max_tokens}"
+            )
+        needed = self.cache.blocks_for(num_prompt_tokens + max_tokens)
+        if needed > self.cache.num_blocks:
+            raise ValueError(f"{needed} KV blocks are needed; there are {self.cache.num_blocks}")
 
     def remove(self, request_id: int) -> None:
         """Forget a request that finished or was cancelled; its blocks are free at once."""

@@ -1,4 +1,4 @@
-"""What a request asks of generation: sampling, penalties, when to stop."""
+"""What a request asks of generation, and what it gets for each token."""
 
 from __future__ import annotations
 
@@ -58,6 +58,20 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+class Choice(msgspec.Struct, frozen=True):
+    """A token that was chosen.
+
+    Attributes:
+        token: The token.
+        logprob: Its log-probability; None unless asked for.
+        top: Pairs of token and log-probability, likeliest first; empty unless asked for.
+    """
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 def uniform(seed: int, index: int) -> float:
     """Return the number in [0, 1) that decides token ``index`` of a request with ``seed``.
 
@@ -67,6 +81,11 @@ def uniform(seed: int, index: int) -> float:
     Source: splitmix64, Steele et al., OOPSLA 2014; twice, so that neighbouring seeds share no stream.
     """
     return (_mix(_mix(seed & _MASK) + index) >> 11) * 2.0**-53
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """Return the seed of one of several answers to a request; the first has the request's own."""
+    return seed if choice == 0 else _mix(_mix(seed & _MASK) ^ choice)
 
 
 _MASK = (1 << 64) - 1

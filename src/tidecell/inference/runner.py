@@ -23,10 +23,13 @@ from torch import Tensor
 from tidecell.inference.batcher import Chunk
 from tidecell.models.checkpoint import load_model
 from tidecell.models.transformer import ModelConfig, rope_table
+from tidecell.structs.errors import CheckpointError
 
 # Below this many rows the CPU's matrix product takes another path, whose sums round differently. With at
 # least this many, a row's result does not depend on the rows around it (tests/unit/inference holds it).
 MIN_ROWS = 4
+
+BLOCK_SIZE = 16
 
 
 class _Layer(NamedTuple):
@@ -73,6 +76,7 @@ class Runner:
         num_blocks: KV blocks in the pool.
         block_size: Tokens per block.
         device: Where to compute; float32 on the CPU, bfloat16 elsewhere.
+        max_context: Tokens of one sequence at most; 0: what the model knows.
     """
 
     def __init__(
@@ -82,8 +86,10 @@ class Runner:
         num_blocks: int,
         block_size: int,
         device: str = "cpu",
+        max_context: int = 0,
     ) -> None:
         self.config = config
+        self.max_context = max_context or config.max_position_embeddings
         self.device = torch.device(device)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self.num_blocks = num_blocks
@@ -105,7 +111,7 @@ class Runner:
         """Width of a row of logits."""
         return self._head.shape[0]
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def forward(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[int]]:
         """Compute the chunks, leave their keys and values in the pool.
 
@@ -119,9 +125,8 @@ class Runner:
         ids = [token for chunk in ordered for token in chunk.tokens]
         x_TD = F.embedding(self._index(_padded(ids, 0)), self._embed)
         for number, layer in enumerate(self._layers):
-            x_TD = x_TD + F.linear(
-                self._attend(self._norm_of(x_TD, layer.norm1), layer, number, batch), layer.out
-            )
+            heads = self._attend(self._norm_of(x_TD, layer.norm1), layer, number, batch)
+            x_TD = x_TD + F.linear(heads, layer.out)
             gate_up = F.linear(self._norm_of(x_TD, layer.norm2), layer.gate_up)
             gate, up = gate_up.chunk(2, dim=-1)
             x_TD = x_TD + F.linear(F.silu(gate) * up, layer.down)
@@ -269,29 +274,35 @@ class Runner:
 
 
 def load_runner(
-    directory: Path, max_tokens: int, block_size: int = 16, device: str = "cpu", pool_bytes: int = 0
+    directory: Path, max_context: int, max_batch: int, device: str = "cpu", pool_bytes: int = 0
 ) -> Runner:
     """Return a runner for the model in a directory.
 
     Args:
         directory: Where ``config.json`` and ``model.safetensors`` are.
-        max_tokens: Tokens that the KV pool should hold.
-        block_size: Tokens per KV block.
+        max_context: Tokens of one sequence at most; 0: what the model knows.
+        max_batch: Sequences that the KV pool should hold.
         device: ``cpu`` or ``cuda``.
-        pool_bytes: Upper bound of the pool, 0: none. One sequence of the model's full length always fits.
+        pool_bytes: Upper bound of the pool, 0: none. One sequence of full length always fits.
 
     Raises:
-        CheckpointError: The directory holds no model that can be read.
+        CheckpointError: The directory holds no model that can be read, or one of fewer positions.
     """
     model, config = load_model(directory)
+    known = config.max_position_embeddings
+    if max_context > known:
+        raise CheckpointError(
+            f"a context of {max_context} tokens is asked for; the model knows {known} positions",
+            f"set --max-context to {known} or less",
+        )
+    context = max_context or known
     itemsize = 4 if device == "cpu" else 2
-    block_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_width * itemsize
-    block_bytes *= block_size
-    num_blocks = -(-max_tokens // block_size)
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_width * itemsize
+    per_sequence = -(-context // BLOCK_SIZE)
+    num_blocks = per_sequence * max_batch
     if pool_bytes:
-        num_blocks = min(num_blocks, max(pool_bytes // block_bytes, 1))
-    num_blocks = max(num_blocks, -(-config.max_position_embeddings // block_size))
-    return Runner(model.state_dict(), config, num_blocks, block_size, device)
+        num_blocks = max(per_sequence, min(num_blocks, pool_bytes // (token_bytes * BLOCK_SIZE)))
+    return Runner(model.state_dict(), config, num_blocks, BLOCK_SIZE, device, context)
 
 
 def _rotate(x_TXE: Tensor, batch: _Pass) -> Tensor:

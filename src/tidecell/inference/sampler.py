@@ -12,21 +12,7 @@ from collections.abc import Sequence
 import msgspec
 import torch
 
-from tidecell.inference.params import SamplingParams, uniform
-
-
-class Choice(msgspec.Struct, frozen=True):
-    """A token that was chosen.
-
-    Attributes:
-        token: The token.
-        logprob: Its log-probability; None unless asked for.
-        top: Pairs of token and log-probability, likeliest first; empty unless asked for.
-    """
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+from tidecell.inference.params import Choice, SamplingParams, uniform
 
 
 class Row(msgspec.Struct, frozen=True):
