@@ -26,7 +26,7 @@ from pathlib import Path
 import msgspec
 
 from tidecell.client.home import Home
-from tidecell.data.document import DropReason
+from tidecell.data.document import Drop, DropReason
 from tidecell.data.pack import PackStats
 from tidecell.data.pipeline import Recipe, StepCount
 from tidecell.data.shards import replacing, sha256_file
@@ -199,6 +199,21 @@ def load_manifest(directory: Path) -> Manifest:
         raise NotFoundError(f"{directory} holds no dataset", "list datasets with `tide data ls`") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged: {error}", "prepare the dataset again") from error
+
+
+def load_drops(directory: Path) -> list[Drop]:
+    """Return the records of documents that a version left out.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    path = directory / "dropped.jsonl"
+    try:
+        return msgspec.json.Decoder(Drop).decode_lines(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", "prepare the dataset again") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged: {error}", "prepare the dataset again") from error
 

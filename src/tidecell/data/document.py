@@ -39,7 +39,7 @@ REASON_MEANING = {
     DropReason.BINARY: "the bytes hold NUL: a binary file",
     DropReason.BAD_RECORD: "the line is not a JSON object with a 'text' string",
     DropReason.EMPTY: "nothing is left after cleaning",
-    DropReason.TOO_SHORT: "fewer characters than the recipe's min_chars",
+    DropReason.TOO_SHORT: "too few characters to learn from",
     DropReason.LINES_TOO_LONG: "lines as long as in minified or generated text",
     DropReason.LOW_ALPHA_RATIO: "too few letters and digits: tables, dumps, noise",
     DropReason.REPETITIVE: "too large a share of the text repeats earlier lines",

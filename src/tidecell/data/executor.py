@@ -18,6 +18,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
+import signal
 import threading
 import time
 import unicodedata
@@ -190,8 +191,8 @@ class _Work:
         resumed = self._directory.exists()
         self._out.mkdir(parents=True, exist_ok=True)
         with _locked(self._directory / "lock"):
-            for stale in self._directory.rglob(".*.tmp"):
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            for stale in list(self._directory.rglob(".*.tmp")):
+                shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink()
             corpus = self._corpus(self._shards())
             tokenizer = self._tokenizer(corpus)
             manifest = self._manifest(corpus, tokenizer)
@@ -235,14 +236,19 @@ class _Work:
         # Spawned, as a fork of a process with threads may hang.
         context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(num_processes, context, initializer=_die_with_parent) as pool:
+            with ProcessPoolExecutor(num_processes, context, initializer=_begin_worker) as pool:
                 sizes = {
                     pool.submit(read_shard, files, self._recipe, path): sum(f.num_bytes for f in files)
                     for files, path in missing
                 }
-                for future in as_completed(sizes):
-                    future.result()
-                    self._progress.advance(sizes[future])
+                try:
+                    for future in as_completed(sizes):
+                        future.result()
+                        self._progress.advance(sizes[future])
+                except BaseException:
+                    # Shards in the making are finished, as they are kept; the others are not begun.
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
         except BrokenProcessPool as error:
             raise DataError(
                 "a process that read documents died, as when memory runs out",
@@ -358,8 +364,9 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _die_with_parent() -> None:
-    """End this worker when its parent is gone: after kill -9 nobody else would tell it."""
+def _begin_worker() -> None:
+    """End this worker with its parent, as nobody would tell it after kill -9; leave Ctrl-C to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
         return

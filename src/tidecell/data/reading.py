@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tidecell.data.document import Document, Drop
 from tidecell.data.instructions import Pair, pairs_of
 from tidecell.data.pipeline import Recipe, global_steps, local_steps, run_local
-from tidecell.data.shards import write_array
+from tidecell.data.shards import sync_file, write_array
 from tidecell.data.sources import SourceFile, read_file
 
 # Texts observed at a time: bounds the memory of arrays over their bytes.
@@ -90,8 +90,8 @@ def read_shard(files: Sequence[SourceFile], recipe: Recipe, directory: Path) -> 
     Raises:
         DataError: A file has changed since it was found.
     """
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    # With the process in the name, a worker that outlives its killed parent by a moment disturbs nobody.
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     with (
         open(temporary / "documents.jsonl", "wb") as documents,
@@ -101,7 +101,14 @@ def read_shard(files: Sequence[SourceFile], recipe: Recipe, directory: Path) -> 
         for item in run_local_on_files(files, recipe):
             shard.add(item)
     shard.finish(temporary)
-    os.rename(temporary, directory)
+    for path in temporary.iterdir():
+        sync_file(path)
+    try:
+        os.rename(temporary, directory)
+    except OSError:
+        if not directory.is_dir():
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)  # that worker was faster; its bytes are the same
 
 
 def run_local_on_files(files: Sequence[SourceFile], recipe: Recipe) -> Iterator[Document | Drop]:

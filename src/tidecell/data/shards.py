@@ -36,6 +36,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     os.replace(temporary, path)
 
 
+def sync_file(path: Path) -> None:
+    """Make sure that a file's content is on the disk, for it is about to be vouched for."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_array(path: Path, array: npt.NDArray[Any]) -> None:
     """Write an array as ``.npy``, complete or not at all."""
     with replacing(path) as file:

@@ -187,5 +187,5 @@ def check_vocab_size(vocab_size: int) -> None:
     if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
         raise DataError(
             f"a vocabulary of {vocab_size} is impossible; {MIN_VOCAB_SIZE} to {MAX_VOCAB_SIZE} are allowed",
-            f"it holds 256 bytes and {len(SPECIAL_TOKENS)} special tokens; {DEFAULT_VOCAB_SIZE} suits small models",
+            f"{len(SPECIAL_TOKENS)} special tokens and all bytes must fit; {DEFAULT_VOCAB_SIZE} is usual",
         )
