@@ -104,18 +104,20 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: State) ->
         group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
 
 
-def digest(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> str:
-    """Return the sha256 over all weights, and the optimizer's state where one is given.
+def digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """Return the sha256 over all weights (frozen ones too) and the optimizer's state.
 
-    Names, types, shapes and bytes count, in the order of names: two trainings have one digest exactly
-    when they are bit for bit the same.
+    Two trainings have one digest exactly when they are bit for bit the same.
     """
-    tensors = {f"model/{name}": t.detach() for name, t in model.state_dict().items()}
-    if optimizer is not None:
-        tensors |= {k: v for k, v in collect(model, optimizer).tensors.items() if k.startswith("optim/")}
+    frozen = {f"model/{name}": p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    return digest_tensors({**frozen, **collect(model, optimizer).tensors})
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 over names, types, shapes and bytes, in the order of names."""
     result = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].to("cpu").contiguous()
+        tensor = tensors[name].detach().to("cpu").contiguous()
         result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         result.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return result.hexdigest()

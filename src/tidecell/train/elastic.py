@@ -76,6 +76,7 @@ class Session:
         committed: Steps whose update is in the weights.
         grad_norm: Norm of the last reduced gradient, before clipping.
         loss: Mean loss of the last committed step.
+        probed: Results of the last step's probes; empty on a worker that was brought up to date.
         events: Changes of membership seen so far: generation, world size, milliseconds.
     """
 
@@ -105,6 +106,7 @@ class Session:
         self.committed = -1
         self.loss = float("nan")
         self.grad_norm = float("nan")
+        self.probed: list[float] = []
         self.events: list[dict[str, Any]] = []
         self._restore = restore or (lambda: 0)
         self._on_stop = on_stop
@@ -118,6 +120,9 @@ class Session:
         self._gradients = FlatGradients([p for p in model.parameters() if p.requires_grad])
         self._sums: dict[Node, Tensor] = {}
         self._losses: dict[int, float] = {}
+        self._probe: Callable[[int], float] | None = None
+        self._num_probes = 0
+        self._probes: dict[int, float] = {}
         self._leaves: list[list[int]] = []
         self._kept: list[list[Node]] = []
 
@@ -169,18 +174,27 @@ class Session:
         while self.committed < num_steps:
             yield self.committed
 
-    def step(self, loss_of: Callable[[int], Tensor], lr: float | None = None) -> float:
+    def step(
+        self,
+        loss_of: Callable[[int], Tensor],
+        lr: float | None = None,
+        probe: Callable[[int], float] | None = None,
+        num_probes: int = 0,
+    ) -> float:
         """Compute, exchange and apply one update; return the mean loss over virtual ranks.
 
         Args:
             loss_of: Given a virtual rank, returns the mean loss of its micro-batch; must depend on the
                 step, the virtual rank and torch's, numpy's or Python's random state alone.
             lr: Learning rate of this step, for all parameter groups.
+            probe: Something to measure on the weights before this update (validation), given a number
+                below ``num_probes``. The workers share the probes out; results are in ``probed``.
 
         Raises:
             Leaving: This worker was told to leave; handled where the ``with`` block ends.
         """
         step = self.committed
+        self._probe, self._num_probes = probe, num_probes
         while self.committed == step:
             outcome = self._attempt(step, loss_of)
             # Not inside an ``except``: the exception would keep the lost generation's connections open.
@@ -221,6 +235,7 @@ class Session:
         try:
             self._poll()
             self._compute(step, loss_of)
+            self._measure()
             return self._exchange()
         except PeersLost:
             return None
@@ -240,11 +255,26 @@ class Session:
             self._gradients.give_back(merge_local(self._sums, self.num_vranks))
             self._poll()
 
+    def _my_probes(self) -> range:
+        share = [
+            self._num_probes * rank // self.world_size for rank in (self._peers.rank, self._peers.rank + 1)
+        ]
+        return range(*share)
+
+    def _measure(self) -> None:
+        """Do this worker's probes that are not done yet."""
+        for number in self._my_probes():
+            if self._probe is not None and number not in self._probes:
+                self._probes[number] = self._probe(number)
+                self._poll()
+
     def _exchange(self) -> tuple[Tensor, Tensor]:
-        """Return the sum over all leaves, and every member's generation and losses."""
+        """Return the sum over all leaves, and every member's generation, losses and probes."""
         newest = self._link.group.generation if self._link.group else 0
         own = [self._losses.get(leaf, 0.0) for leaf in range(self.num_vranks)]
-        words = torch.tensor([float(newest), *own], dtype=torch.float64)
+        mine = self._my_probes()
+        probed = [self._probes[n] if n in mine else 0.0 for n in range(self._num_probes)]
+        words = torch.tensor([float(newest), *own, *probed], dtype=torch.float64)
         nodes = final_nodes(self.num_vranks, self._kept, self._leaves)
         total = self._gradients.any()
         peers, sums = self._peers, dict(self._sums)
@@ -266,10 +296,13 @@ class Session:
         self._gradients.publish(total)
         self.optimizer.step()
         self._gradients.detach()
-        self.loss = sum(words[:, 1:].sum(dim=0).tolist()) / self.num_vranks
+        numbers = words[:, 1:].sum(dim=0).tolist()
+        self.loss = sum(numbers[: self.num_vranks]) / self.num_vranks
+        self.probed = numbers[self.num_vranks :]
         self._gradients.give_back([*self._sums.values(), total])
         self._sums.clear()
         self._losses.clear()
+        self._probes.clear()
         self.committed += 1
         self._share_out([{"nodes": []}] * self.world_size)
         if int(words[:, 0].max()) > self.generation:
@@ -408,6 +441,8 @@ class Session:
         elif peers.rank in behind:
             state, progress = abandonable(lambda: receive_state(peers, source), obsolete)
             restore(self.model, self.optimizer, state)
+            self.probed = []
+            self._probes.clear()
             self.committed = progress.committed
             self.loss = float("nan") if progress.loss is None else progress.loss
         newest = max(steps)
