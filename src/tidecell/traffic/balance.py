@@ -11,12 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
+from typing import Protocol
 
 SLOW_START_S = 5.0
 # A cold replica still gets a share, or it would never warm up.
 SLOW_START_FLOOR = 0.25
 EWMA_WEIGHT = 0.2
+
+
+class Rng(Protocol):
+    """A source of random numbers, such as ``random.Random``."""
+
+    def random(self) -> float:
+        """Return a number from 0.0 up to but not including 1.0."""
 
 
 @dataclass(slots=True)
@@ -54,7 +61,7 @@ def score(load: Load, now_s: float) -> tuple[float, float]:
     return ((load.in_flight + 1) / share(load, now_s), load.latency_ewma_ms)
 
 
-def power_of_two(loads: Sequence[Load], rng: Random, now_s: float) -> int:
+def power_of_two(loads: Sequence[Load], rng: Rng, now_s: float) -> int:
     """Return the index of the better of two replicas chosen at random.
 
     Raises:
@@ -72,7 +79,7 @@ def power_of_two(loads: Sequence[Load], rng: Random, now_s: float) -> int:
     return first if score(loads[first], now_s) <= score(loads[second], now_s) else second
 
 
-def least_outstanding(loads: Sequence[Load], rng: Random, now_s: float) -> int:
+def least_outstanding(loads: Sequence[Load], rng: Rng, now_s: float) -> int:
     """Return the index of the least loaded replica, ties broken by latency, then at random.
 
     For retries, where one more bad choice costs the request.

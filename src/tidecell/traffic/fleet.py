@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection
-from random import Random
 from typing import Protocol
 
-from tidecell.traffic.balance import Load, least_outstanding, power_of_two
+from tidecell.traffic.balance import Load, Rng, least_outstanding, power_of_two
 from tidecell.traffic.health import Health, RetryBudget
 from tidecell.traffic.meters import ServiceMeter
 from tidecell.traffic.stats import EndpointStats, ServiceStats
@@ -105,7 +104,7 @@ class Replica:
 class Service:
     """One route, its replicas and its queue."""
 
-    def __init__(self, name: str, rng: Random) -> None:
+    def __init__(self, name: str, rng: Rng) -> None:
         self.name = name
         self.route = Route(name)
         self.is_removed = False
@@ -258,7 +257,7 @@ class Fleet:
         clock: Returns the time that all of it goes by, seconds.
     """
 
-    def __init__(self, rng: Random, clock: Callable[[], float]) -> None:
+    def __init__(self, rng: Rng, clock: Callable[[], float]) -> None:
         self.services: dict[str, Service] = {}
         self._rng = rng
         self._clock = clock

@@ -4,7 +4,7 @@
 
 It knows one table, which the control plane pushes over the control socket (``control`` has the protocol
 and the client), and keeps it in ``DIR/router/table.json``: without a control plane, or after a restart,
-it serves on. In ``DIR/router`` are also ``port`` (the port it listens on, while it does) and
+it serves on. In ``DIR/router`` are also ``port`` (the port it listens on) and
 ``access.jsonl`` (see ``access_log``).
 
 SIGTERM: no new connections, requests in flight finish within ``--shutdown-s``, exit status 0.
@@ -86,6 +86,8 @@ class Router:
         Raises:
             RefusedError: The port cannot be had.
         """
+        port_file = self._dir / "port"
+        port_file.unlink(missing_ok=True)
         try:
             self._server = await self.loop.create_server(
                 lambda: ClientConnection(self), host, port, backlog=BACKLOG
@@ -96,7 +98,7 @@ class Router:
                 hint="something else may use the port; give another with --port, or 0 to have one chosen",
             ) from error
         self.port = self._server.sockets[0].getsockname()[1]
-        _write(self._dir / "port", b"%d\n" % self.port)
+        _write(port_file, b"%d\n" % self.port)
 
     async def shut_down(self) -> None:
         """Finish what is in flight, within the time that ``limits`` allows."""
@@ -259,7 +261,7 @@ def _load(path: Path) -> Table:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace a file as a whole, readable by its owner only, so that a crash leaves the old one or the new."""
+    """Replace a file as a whole, for its owner only; a crash leaves the old one or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -299,9 +301,9 @@ async def serve(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         router.loop.add_signal_handler(number, stop.set)
     control = ControlServer(arguments.control, router)
-    await router.listen(arguments.host, arguments.port)
+    await control.start()  # first: who has the socket owns the directory, and what a killed router left there
     try:
-        await control.start()
+        await router.listen(arguments.host, arguments.port)
         _say(f"listens on http://{arguments.host}:{router.port}, table {router.table.version}")
         await stop.wait()
     finally:
