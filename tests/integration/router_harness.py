@@ -281,8 +281,6 @@ class Load:
         return "ok"
 
 
-
-
 def cpu_s(pid: int) -> float:
     """Return the CPU seconds that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -2,11 +2,11 @@
 
     python router_replica.py --port 0 [--name a]
 
-prints its port. Fields of the JSON body: ``tokens`` (length of the answer), ``pace_s`` (between tokens), ``wait_s``
-(before the head), ``stream``, ``status``, ``act`` (``die``: exit without an answer, ``hang_up``: close without an
-answer, ``cut``: close in the middle of the answer, ``plain``: a body that ends with the connection,
-``close_after``: close the connection after the answer as an idle time-out would). ``GET /seen`` counts, ``/echo``
-answers with the request as it was received, ``/ws`` switches to a protocol that echoes bytes.
+prints its port. Fields of the JSON body: ``tokens`` (length of the answer), ``pace_s`` (between tokens),
+``wait_s`` (before the head), ``stream``, ``status``, ``act`` (``die``: exit without an answer, ``hang_up``:
+close without an answer, ``cut``: close in the middle of the answer, ``plain``: a body that ends with the
+connection, ``close_after``: close the connection after the answer as an idle time-out would). ``GET /seen``
+counts, ``/echo`` answers with the request as received, ``/ws`` switches to a protocol that echoes bytes.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Replica:
         gone = asyncio.create_task(watch(reader))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            if not work.done() or work.exception() is not None:
                 SEEN["aborted"] += 1
                 work.cancel()
                 return False
@@ -113,7 +113,9 @@ class Replica:
                 return False
             await send(writer, ask.get("status", 200), body, head)
             return act != "close_after"
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
         for index in range(num_tokens):
             data = frame(index)
             writer.write(b"%x\r\n%b\r\n" % (len(data), data))
@@ -147,7 +149,10 @@ async def watch(reader: asyncio.StreamReader) -> None:
 
 
 async def send(writer: asyncio.StreamWriter, status: int, body: bytes, head: bytes) -> bool:
-    line = b"HTTP/1.1 %d Some\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(body))
+    line = b"HTTP/1.1 %d Some\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (
+        status,
+        len(body),
+    )
     writer.write(line if head.startswith(b"HEAD ") else line + body)
     await writer.drain()
     return True

@@ -1,4 +1,4 @@
-"""No admitted request is lost: draining, crashes, restarts and empty services, judged by the clients' ledger."""
+"""No admitted request is lost in drains, crashes, restarts and waits, judged by the clients' ledger."""
 
 from __future__ import annotations
 
