@@ -42,16 +42,23 @@ class Training:
     Args:
         config: Checked.
         tell: Told, in words, what a person should know; by default printed to stderr.
+        watch: Given what is reported to the cell.
 
     Attributes:
         result: After ``run`` on the worker that finished: the card of the model.
     """
 
-    def __init__(self, config: TrainConfig, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        tell: Callable[[str], None] | None = None,
+        watch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self.config = config
         self.run_dir = Path(config.run_dir)
         self.result: dict[str, Any] = {}
         self._tell = tell or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._watch = watch or (lambda report: None)
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(device)
         directory = Path(config.dataset)
@@ -154,7 +161,7 @@ class Training:
         now = time.perf_counter()
         if now - self._reported_at >= REPORT_EVERY_S or session.committed == config.last_step:
             self._reported_at = now
-            session.report({"kind": "train", "num_steps": config.last_step, **record, **self._val})
+            self._report({"kind": "train", "num_steps": config.last_step, **record, **self._val})
 
     def _sample(self) -> str:
         """Return a piece of text by the model as it is."""
@@ -225,7 +232,11 @@ class Training:
         points = [{k: r[k] for k in ("step", "loss", "val_loss") if k in r} for r in curve]
         write_json(self.run_dir / "loss.json", points)
         self._save_model()
-        self.session.report({"kind": "train-end", **self.result})
+        self._report({"kind": "train-end", **self.result})
+
+    def _report(self, data: dict[str, Any]) -> None:
+        self._watch(data)
+        self.session.report(data)
 
     def _save_model(self) -> None:
         model = self.model
