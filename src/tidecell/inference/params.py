@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 
@@ -81,6 +85,19 @@ def uniform(seed: int, index: int) -> float:
     Source: splitmix64, Steele et al., OOPSLA 2014; twice, so that neighbouring seeds share no stream.
     """
     return (_mix(_mix(seed & _MASK) + index) >> 11) * 2.0**-53
+
+
+def local_params(given: Mapping[str, Any], room: int) -> SamplingParams:
+    """Return parameters of a request made in this process, by the API's names.
+
+    Args:
+        given: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``.
+        room: Tokens that are left in the context.
+    """
+    seed = given.get("seed")
+    values = {**given, "max_tokens": min(given.get("max_tokens", room), room)}
+    values["seed"] = secrets.randbits(63) if seed is None else seed
+    return SamplingParams(**values)
 
 
 def choice_seed(seed: int, choice: int) -> int:

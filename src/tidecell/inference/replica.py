@@ -25,9 +25,10 @@ import uvicorn
 import uvloop
 
 from tidecell.inference.app import App
+from tidecell.inference.jobs import model_directory
 from tidecell.inference.outputs import Output, Sink
 from tidecell.notice import AgentLink
-from tidecell.structs.errors import TidecellError
+from tidecell.structs.errors import NotFoundError, TidecellError
 
 _REPORT_EVERY_S = 1.0
 
@@ -36,8 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; return the exit status."""
     args = _parse(argv)
     os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
-    directory = Path(args.model)
-    name = args.name or directory.resolve().name
+    try:
+        directory = model_directory(args.model)
+    except NotFoundError as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    name = args.name or directory.name
     try:
         listener = _listen(args.host, args.port)
     except OSError as error:
@@ -45,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     host, port = listener.getsockname()[:2]
     print(f"replica of {name}: loading {directory}, listening on {host}:{port}", flush=True)
-    replica = Replica(App(name, _fingerprint(directory)), args)
+    replica = Replica(App(name, _fingerprint(directory)), directory, args)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(replica.serve(listener))
 
@@ -55,11 +60,13 @@ class Replica:
 
     Args:
         app: What answers requests.
+        directory: The model's.
         args: The command line.
     """
 
-    def __init__(self, app: App, args: argparse.Namespace) -> None:
+    def __init__(self, app: App, directory: Path, args: argparse.Namespace) -> None:
         self._app = app
+        self._directory = directory
         self._args = args
         self._started_at_s = time.monotonic()
         self._exit_code = 0
@@ -124,7 +131,7 @@ class Replica:
                 device=args.device,
                 pool_bytes=args.kv_memory << 20,
             )
-            self._app.loaded = load_engine(Path(args.model), options, self._deliver)
+            self._app.loaded = load_engine(self._directory, options, self._deliver)
         except Exception as error:
             text = error.render() if isinstance(error, TidecellError) else f"error: {error!r}"
             print(text, file=sys.stderr, flush=True)
@@ -207,7 +214,7 @@ def _fingerprint(directory: Path) -> str:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("tidecell.inference.replica", description="Serve one model.")
     add = parser.add_argument
-    add("--model", required=True, help="model directory, in Hugging Face's layout")
+    add("--model", required=True, help="model directory, or a run's name")
     add("--name", default="", help="model name that requests ask for (default: the directory's)")
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=int, default=int(os.environ.get("PORT", "8000")), help="port (default: $PORT, 8000)")
