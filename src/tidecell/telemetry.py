@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 
@@ -240,3 +241,9 @@ def _step_s(span_s: float, max_points: int) -> float:
     """Return the width of a step so that a span has at most ``max_points``, wherever the grid falls."""
     step_s = span_s / max(1, max_points - 1)
     return float(math.ceil(step_s)) if step_s > 1 else step_s
+
+
+def log_line(text: str) -> None:
+    """Print a line to standard error; never raises: a full disk under the log must not end a process."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)

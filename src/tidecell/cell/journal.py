@@ -66,10 +66,11 @@ class Repair:
     why: str
 
 
-def _sum(chain: bytes, seq: int, at_s: float, body: bytes) -> bytes:
+def _sum(chain: bytes, seq: int, at_s: float, body: bytes | str) -> bytes:
+    """Return a record's checksum; a damaged record may hold any type, and must only not match."""
     digest = hashlib.blake2b(chain, digest_size=8)
     digest.update(f"{seq}:{at_s!r}:".encode())
-    digest.update(body)
+    digest.update(body.encode() if isinstance(body, str) else body)
     return digest.digest()
 
 
@@ -123,7 +124,7 @@ class Journal:
         if "full" in text or "disk I/O" in text:
             return JournalFull(
                 f"the journal {self.path} cannot be written: {text}",
-                "free some space on that disk, then: tide up",
+                "free some space on that disk; the cell goes on by itself",
             )
         return JournalError(
             f"the journal {self.path} cannot be opened: {text}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,8 +16,12 @@ from rich.text import Text
 from tidecell.client.views import JobStatus
 from tidecell.structs.job import TaskState
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Where nobody watches, lines are not cut to a terminal that is not there.
+_WIDE = 240
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+err = Console(
+    stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else _WIDE
+)
 
 _STYLES = {
     TaskState.RUNNING: "green",

@@ -38,6 +38,7 @@ from tidecell.engines.ledger import Ledger, Running
 from tidecell.structs.job import Band, Cause
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import StartTask, StopTask, TaskDown, TaskRef, TaskUp
+from tidecell.telemetry import log_line
 
 MEASURE_EVERY_S = 1.0
 LINE_LIMIT = 8 << 20
@@ -48,7 +49,7 @@ _encode = msgspec.json.Encoder().encode
 _to_agent: msgspec.json.Decoder[wire.ToAgent] = msgspec.json.Decoder(wire.ToAgent)
 
 
-@dataclass
+@dataclass(eq=False)
 class Link:
     """One connection: a control plane's or a task's."""
 
@@ -59,7 +60,7 @@ class Link:
     task: Task | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
     """A process of ours and what was said to it."""
 
@@ -75,7 +76,7 @@ class Task:
     over_memory: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Service:
     """One of the cell's own processes."""
 
@@ -207,7 +208,7 @@ class Agent:
         try:
             message = _to_agent.decode(line)
         except msgspec.ValidationError as error:
-            print(f"agent: cannot read a message: {error}", file=sys.stderr, flush=True)
+            log_line(f"agent: cannot read a message: {error}")
             return
         self._from_control(link, message)
 
@@ -551,7 +552,7 @@ class Agent:
         try:
             service.pid = process.start(launch)
         except process.StartError as error:
-            print(f"agent: {service.name}: {error}", file=sys.stderr, flush=True)
+            log_line(f"agent: {service.name}: {error}")
             self._service_ended(service, 127)
             return
         service.started_s = time.time()
@@ -567,11 +568,7 @@ class Agent:
             return
         service.failures = 1 if ran_s > 30 else service.failures + 1
         wait_s = min(SERVICE_BACKOFF_MAX_S, 0.1 * 2 ** (service.failures - 1))
-        print(
-            f"agent: {service.name} ended ({exit_code}) after {ran_s:.1f} s; again in {wait_s:.1f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+        log_line(f"agent: {service.name} ended ({exit_code}) after {ran_s:.1f} s; again in {wait_s:.1f} s")
         self._later(time.time() + wait_s, lambda: self._start_service(service))
 
     def _service_pids(self) -> list[int]:
@@ -674,7 +671,7 @@ def main() -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"error: another agent runs in {home.path}", file=sys.stderr, flush=True)
+        log_line(f"error: another agent runs in {home.path}")
         return 1
     config = home.config()
     machine = discover_machine(config.machine, config.cpu_millis, config.memory_bytes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -51,6 +52,7 @@ from tidecell.structs.errors import (
 )
 from tidecell.structs.job import JobSpec, Priority, Replicas
 from tidecell.structs.messages import JobChanged, JobStopRequested, JobSubmitted
+from tidecell.telemetry import log_line
 from tidecell.web.app import routes as console_routes
 
 MAX_BODY_BYTES = 4 << 20
@@ -442,6 +444,11 @@ def _guarded(handler: Handler) -> Handler:
             return await handler(request)
         except TidecellError as error:
             return error_response(error)
+        except Exception as error:
+            traceback.print_exc()
+            return error_response(
+                TidecellError(f"the control plane failed: {error!r}", "its log: log/control.log")
+            )
 
     return handle
 

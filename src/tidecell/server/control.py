@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from tidecell.server.probes import Prober
 from tidecell.server.serving import Serving
 from tidecell.structs.errors import InvariantError, JournalError, TidecellError
 from tidecell.structs.messages import ControlStarted, Event, Input, TaskDown, TaskUp, Tick
-from tidecell.telemetry import SampleStore
+from tidecell.telemetry import SampleStore, log_line
 
 TICK_S = 0.5
 SAMPLE_S = 1.0
@@ -109,7 +108,7 @@ class ControlPlane:
                 for job in jobs:
                     group.create_task(job)
         except* Replaced as replaced:
-            print(f"control: {replaced.exceptions[0]}; ending", file=sys.stderr, flush=True)
+            log_line(f"control: {replaced.exceptions[0]}; ending")
         finally:
             self.prober.close()
             self.measurements.store.flush()
@@ -161,7 +160,7 @@ class ControlPlane:
     def _refuse(self, batch: Sequence[tuple[Input, _Waiter]], error: JournalError) -> None:
         """Nothing was accepted: tell callers; keep what engines said, which is true all the same."""
         if self.journal_error is None:
-            print(f"control: {error.message}", file=sys.stderr, flush=True)
+            log_line(f"control: {error.message}")
         self.journal_error = error
         keep: list[tuple[Input, _Waiter]] = []
         for message, waiter in batch:
@@ -179,7 +178,7 @@ class ControlPlane:
             for entry in batch:
                 self._take([entry])
             return
-        print(f"control: {error.message}\n  " + "\n  ".join(error.story), file=sys.stderr, flush=True)
+        log_line(f"control: {error.message}\n  " + "\n  ".join(error.story))
         waiter = batch[0][1]
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)

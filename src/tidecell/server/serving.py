@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tidecell.server.routing import build_table, endpoint_id
 from tidecell.structs.errors import CellUnreachable, TidecellError
 from tidecell.structs.job import Replicas, Scaling
 from tidecell.structs.messages import DesiredProposed, Input, ReplicaDrained
+from tidecell.telemetry import log_line
 from tidecell.traffic.control import RouterControl
 from tidecell.traffic.stats import RouterStats
 from tidecell.traffic.table import Table
@@ -76,7 +76,7 @@ class Serving:
                 self._changed.set()
                 await asyncio.sleep(RETRY_S)
             except TidecellError as error:
-                print(f"control: the router refused a table: {error.message}", file=sys.stderr, flush=True)
+                log_line(f"control: the router refused a table: {error.message}")
 
     async def run_poll(self) -> None:
         """Ask the router for its load; scale services and finish drains by what it says."""
