@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tidecell.structs.errors import CheckpointError
 
 TENSORS = "state.safetensors"
 RECORD = "state.json"
+LITTER_AGE_S = 3600.0
 
 
 class State(msgspec.Struct, frozen=True):
@@ -218,9 +220,15 @@ def prune_checkpoints(root: Path, keep_last: int = 2, keep_every: int = 0) -> li
         for path in paths[: -max(1, keep_last)]
         if not (keep_every and int(path.name.removeprefix("step-")) % keep_every == 0)
     ]
-    for path in [*doomed, *root.glob(f"{TMP_PREFIX}*-old-*")]:
+    for path in [*doomed, *_litter(root)]:
         shutil.rmtree(path, ignore_errors=True)
     return doomed
+
+
+def _litter(root: Path) -> list[Path]:
+    """Return temporary directories that no living writer can still be filling."""
+    limit_s = time.time() - LITTER_AGE_S
+    return [p for p in root.glob(f"{TMP_PREFIX}*") if p.is_dir() and p.stat().st_mtime < limit_s]
 
 
 def _damage(path: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidecell.engines.groups import Group
@@ -79,6 +79,7 @@ def test_the_last_member_leaves_without_an_announcement() -> None:
     st.integers(1, 4),
     st.lists(st.tuples(st.sampled_from(["ready", "leaving", "gone"]), st.integers(0, 5)), max_size=60),
 )
+@settings(deadline=None)
 def test_generations_only_rise_and_list_exactly_those_who_stay(
     min_members: int, steps: list[tuple[str, int]]
 ) -> None:
