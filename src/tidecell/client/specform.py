@@ -1,0 +1,130 @@
+"""``JobSpec`` back to the form that people write, and the difference of two. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tidecell.client.units import format_duration, format_gpu, format_size
+from tidecell.structs.job import Band, JobSpec, Kind, Preemption, Priority, Probes, Replicas, Retry, Scaling
+from tidecell.structs.resources import Resources
+
+
+def spec_to_dict(spec: JobSpec) -> dict[str, Any]:
+    """Return the spec as a user would write it, without what is default; reads back to the same spec."""
+    full = _full(spec)
+    default = _full(_defaults(spec))
+    out: dict[str, Any] = {"kind": full["kind"], "name": full["name"]}
+    for key, value in full.items():
+        if key in out or value == default.get(key):
+            continue
+        if isinstance(value, dict) and isinstance(default.get(key), dict) and key != "replicas":
+            value = {k: v for k, v in value.items() if v != default[key].get(k)}
+        out[key] = value
+    return out
+
+
+def spec_diff(old: JobSpec, new: JobSpec) -> list[str]:
+    """Return one line for each value that differs, for example ``priority: batch -> batch+5``."""
+    before, after = _flat(_full(old)), _flat(_full(new))
+    keys = [*after, *(k for k in before if k not in after)]
+    return [
+        f"{key}: {_show(before.get(key))} -> {_show(after.get(key))}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _defaults(spec: JobSpec) -> JobSpec:
+    if spec.kind is Kind.SERVICE:
+        priority, preemption = Priority(Band.PRODUCTION), Preemption.NEVER
+        return JobSpec(spec.name, spec.kind, priority=priority, preemption=preemption)
+    return JobSpec(spec.name, spec.kind)
+
+
+def _full(spec: JobSpec) -> dict[str, Any]:
+    """Return every key that applies, defaults included, in the order of docs/spec.md."""
+    out: dict[str, Any] = {
+        "kind": spec.kind.value,
+        "name": spec.name,
+        "workdir": spec.workdir,
+        "setup": spec.setup,
+        "run": list(spec.argv) if spec.argv else spec.run,
+        "env": dict(spec.env),
+        "resources": _resources(spec.resources, spec.accelerator_type),
+        "replicas": _replicas(spec.replicas),
+        "priority": str(spec.priority),
+        "preemption": spec.preemption.value,
+        "grace_period": format_duration(spec.grace_period_s),
+        "min_runtime": format_duration(spec.min_runtime_s),
+    }
+    if spec.checkpoint is not None:
+        out["checkpoint"] = {"path": spec.checkpoint.path, "every": format_duration(spec.checkpoint.every_s)}
+    out["retry"] = _retry(spec.retry)
+    if spec.max_duration_s:
+        out["max_duration"] = format_duration(spec.max_duration_s)
+    out["after"] = list(spec.after)
+    if spec.port:
+        out["port"] = spec.port
+    if spec.is_service:
+        out["probes"] = _probes(spec.probes)
+    if spec.scaling is not None:
+        out["scaling"] = _scaling(spec.scaling)
+    return {**out, "models": list(spec.models), "labels": dict(spec.labels), "team": spec.team}
+
+
+def _resources(resources: Resources, accelerator_type: str) -> dict[str, Any]:
+    cpu = resources.cpu_millis / 1000
+    return {
+        "gpu": format_gpu(accelerator_type, resources.accelerators),
+        "cpu": int(cpu) if cpu.is_integer() else cpu,
+        "memory": format_size(resources.memory_bytes),
+    }
+
+
+def _replicas(replicas: Replicas) -> int | dict[str, int]:
+    if replicas.min == replicas.max:
+        return replicas.min
+    return {"min": replicas.min, "max": replicas.max}
+
+
+def _retry(retry: Retry) -> dict[str, Any]:
+    return {"on": [r.value for r in retry.on], "max": retry.max}
+
+
+def _probes(probes: Probes) -> dict[str, Any]:
+    every = format_duration(probes.every_s)
+    return {**({"ready": probes.ready} if probes.ready else {}), "every": every, "failures": probes.failures}
+
+
+def _scaling(scaling: Scaling) -> dict[str, Any]:
+    target = scaling.target
+    return {
+        "metric": scaling.metric,
+        "target": int(target) if target.is_integer() else target,
+        "up_delay": format_duration(scaling.up_delay_s),
+        "down_delay": format_duration(scaling.down_delay_s),
+    }
+
+
+def _flat(full: dict[str, Any]) -> dict[str, Any]:
+    """Return nested mappings as dotted keys; replicas stay one value."""
+    out: dict[str, Any] = {}
+    for key, value in full.items():
+        if key == "replicas":
+            out[key] = f"{value['min']}..{value['max']}" if isinstance(value, dict) else value
+        elif isinstance(value, dict):
+            out |= {f"{key}.{k}": v for k, v in value.items()}
+        else:
+            out[key] = value
+    return out
+
+
+def _show(value: object) -> str:
+    if value is None or value in ("", []):
+        return "(none)"
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    text = str(value)
+    return (
+        text if "\n" not in text and len(text) <= 80 else repr(text if len(text) <= 80 else f"{text[:77]}...")
+    )

@@ -1,0 +1,90 @@
+"""The words of a spec: what each level allows, and what to say about a word that it does not. Pure."""
+
+from __future__ import annotations
+
+import difflib
+
+# Every key of every level; the empty path is the top.
+KEYS: dict[str, tuple[str, ...]] = {
+    "": (
+        *("kind", "name", "workdir", "setup", "run", "env", "resources", "replicas", "priority"),
+        *("preemption", "grace_period", "min_runtime", "checkpoint", "retry", "max_duration", "after"),
+        *("port", "probes", "scaling", "model", "models", "labels", "team"),
+    ),
+    "resources": ("gpu", "cpu", "memory"),
+    "replicas": ("min", "max"),
+    "checkpoint": ("path", "every"),
+    "retry": ("on", "max"),
+    "probes": ("ready", "every", "failures"),
+    "scaling": ("metric", "target", "up_delay", "down_delay"),
+}
+
+# Words of the design that this version does not have, and what to do meanwhile.
+NOT_YET = {
+    "topology": "leave it out; replicas go where they fit",
+    "any_of": "give one set of resources; resources.gpu without a type takes any",
+    "update": "leave it out; stop the service and apply the new spec",
+    "spread": "leave it out; replicas go where they fit",
+    "array": "submit one job per item",
+    "idle_timeout": "use max_duration",
+    "idle_gpu": "use max_duration",
+    "schedule": "start it from cron with tide apply",
+    "constraints": "leave it out; resources.gpu with a type chooses machines",
+    "prefer": "leave it out; resources.gpu with a type chooses machines",
+    "secrets": "let the program read them from a file that is yours alone",
+}
+
+# What other tools call our keys.
+ELSEWHERE = {
+    "command": "run",
+    "commands": "run",
+    "cmd": "run",
+    "args": "run",
+    "entrypoint": "run",
+    "envs": "env",
+    "environment": "env",
+    "num_nodes": "replicas",
+    "nodes": "replicas",
+    "num_workers": "replicas",
+    "workers": "replicas",
+    "minMember": "replicas.min",
+    "type": "kind",
+    "working_dir": "workdir",
+    "priorityClassName": "priority",
+    "terminationGracePeriodSeconds": "grace_period",
+    "timeout": "max_duration",
+    "depends_on": "after",
+    "dependencies": "after",
+    "gpus": "resources.gpu",
+    "gpu": "resources.gpu",
+    "cpu": "resources.cpu",
+    "cpus": "resources.cpu",
+    "memory": "resources.memory",
+    "mem": "resources.memory",
+    "accelerators": "resources.gpu",
+}
+
+
+def example(path: str) -> str:
+    """Return what a mapping at this level looks like."""
+    if not path:
+        return "write name: and run: below it"
+    return f"write {path}: {{{', '.join(f'{key}: ...' for key in KEYS[path])}}}"
+
+
+def describe_unknown(key: str, path: str) -> tuple[str, str]:
+    """Return message and hint for a key that the level ``path`` does not have."""
+    allowed = f"allowed: {', '.join(KEYS[path])}"
+    if key in NOT_YET:
+        return "not supported in this version", NOT_YET[key]
+    if key == "<<":
+        return "merge keys are not supported", "write the keys out"
+    if path == "" and key in ELSEWHERE:
+        return "unknown key", f"here it is called {ELSEWHERE[key]}"
+    if path and key in KEYS[""]:
+        return f"unknown key; {allowed}", f"'{key}' belongs at the top level"
+    levels = [level for level, keys in KEYS.items() if key in keys]
+    if levels:
+        return "unknown key", f"did you mean {levels[0]}.{key}?"
+    near = difflib.get_close_matches(key.lower(), KEYS[path], 1, 0.6)
+    return "unknown key", f"did you mean '{near[0]}'?" if near else allowed

@@ -1,0 +1,131 @@
+"""The canonical form of any spec reads back to the same spec; no text makes the parser fall over."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidecell.client.schema import parse_data, parse_specs, spec_diff, spec_to_dict
+from tidecell.structs.errors import SpecError
+from tidecell.structs.job import (
+    Band,
+    Checkpoint,
+    JobSpec,
+    Kind,
+    Preemption,
+    Priority,
+    Probes,
+    Replicas,
+    Retry,
+    RetryOn,
+    Scaling,
+)
+from tidecell.structs.resources import Resources
+
+names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20).filter(
+    str.strip
+)
+seconds = st.integers(1, 10**7).map(lambda n: n / 1000)
+variables = st.dictionaries(
+    st.from_regex(r"[A-Z]_[A-Z0-9]{0,8}", fullmatch=True), st.text(string.printable, max_size=9)
+)
+
+
+@st.composite
+def ranges(draw: st.DrawFn) -> Replicas:
+    low = draw(st.integers(0, 9))
+    return Replicas(low, draw(st.integers(max(1, low), 12)))
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> JobSpec:
+    service = draw(st.booleans())
+    argv = tuple(draw(st.lists(words, min_size=1, max_size=3))) if draw(st.booleans()) else ()
+    replicas = draw(ranges())
+    name = draw(names)
+    gpus = draw(st.integers(0, 8))
+    return JobSpec(
+        name=name,
+        kind=Kind.SERVICE if service else Kind.JOB,
+        run="" if argv else draw(words),
+        argv=argv,
+        setup=draw(st.one_of(st.just(""), words)),
+        workdir=draw(st.sampled_from(["", "/"])),
+        env=draw(variables),
+        resources=Resources(
+            draw(st.integers(1, 10**6)), draw(st.sampled_from([0, 1 << 20, 10**9, 12345678])), gpus
+        ),
+        accelerator_type=draw(st.sampled_from(["", "H100"])) if gpus else "",
+        replicas=replicas,
+        priority=Priority(draw(st.sampled_from(Band)), draw(st.integers(-99, 99))),
+        preemption=draw(st.sampled_from(Preemption)),
+        grace_period_s=draw(seconds),
+        min_runtime_s=draw(seconds),
+        checkpoint=draw(st.one_of(st.none(), st.builds(Checkpoint, words, seconds))),
+        retry=Retry(tuple(draw(st.lists(st.sampled_from(RetryOn), unique=True))), draw(st.integers(0, 9))),
+        max_duration_s=draw(st.one_of(st.just(0.0), seconds)),
+        after=tuple(n for n in draw(st.lists(names, unique=True, max_size=3)) if n != name),
+        port=draw(st.integers(1, 65535)) if service else 0,
+        probes=Probes(draw(st.sampled_from(["", "/health"])), draw(seconds), draw(st.integers(1, 9)))
+        if service
+        else Probes(),
+        scaling=Scaling("requests_per_second", draw(st.integers(1, 99)) / 4, draw(seconds), draw(seconds))
+        if service and replicas.min < replicas.max
+        else None,
+        models=tuple(draw(st.lists(words, unique=True, max_size=2))) if service else (),
+        labels=draw(variables),
+        team=draw(st.sampled_from(["", "search"])),
+    )
+
+
+@given(specs())
+def test_the_canonical_form_reads_back_to_the_same_spec(spec: JobSpec):
+    form = spec_to_dict(spec)
+    assert parse_data(form, "x", Path("/")) == [spec]
+    assert parse_specs(json.dumps(form), "x", Path("/")) == [spec]
+    assert spec_diff(spec, spec) == []
+
+
+@given(specs(), specs())
+def test_a_diff_is_empty_only_for_equal_specs(one: JobSpec, other: JobSpec):
+    assert bool(spec_diff(one, other)) == (one != other)
+
+
+def refusal_of(parse: Callable[[], object]) -> SpecError | None:
+    try:
+        parse()
+    except SpecError as error:
+        return error
+    return None
+
+
+junk = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+keys = st.sampled_from(
+    ["name", "run", "env", "resources", "replicas", "retry", "probes", "scaling", "after", "kind"]
+)
+
+
+@settings(max_examples=200)
+@given(st.dictionaries(keys, junk, max_size=6))
+def test_whatever_is_given_is_read_or_refused_with_reasons(data: dict[str, object]):
+    refusal = refusal_of(lambda: parse_data(data, "x", Path("/")))
+    assert refusal is None or (refusal.mistakes and all(m.message for m in refusal.mistakes))
+
+
+@settings(max_examples=200)
+@given(st.text(st.sampled_from("namerun:{}[],- \n\t'\"&*!|>#0123%@`~"), max_size=40))
+def test_whatever_is_typed_is_read_or_refused_with_reasons(text: str):
+    refusal = refusal_of(lambda: parse_specs(text, "x", Path("/")))
+    assert refusal is None or refusal.mistakes
