@@ -99,7 +99,9 @@ def prepare(
         try:
             done = run(sources, name or _default_name(sources), recipe, bars)
         except KeyboardInterrupt:
-            raise DataError("stopped before the end", "the same command goes on from here") from None
+            stopped = DataError("stopped before the end", "the same command goes on from here")
+            stopped.exit_code = 130  # as a shell reports Ctrl-C
+            raise stopped from None
     if as_json:
         click.echo(_json(_summary(done)))
     else:
@@ -328,9 +330,7 @@ def _facts(manifest: Manifest, directory: Path) -> Table:
     table.add_column(overflow="fold")
     train, validation = manifest.splits["train"], manifest.splits["validation"]
     num_out = train.num_documents + validation.num_documents
-    sources = ", ".join(
-        f"{s.name} ({s.num_files:,} files, {_size(s.num_bytes)})" for s in manifest.lineage.sources
-    )
+    sources = [f"{s.name} ({s.num_files:,} files, {_size(s.num_bytes)})" for s in manifest.lineage.sources]
     packing = train.packing
     rows = {
         "dataset": f"{directory.parent.name}@{manifest.version}",

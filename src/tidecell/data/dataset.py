@@ -283,14 +283,15 @@ def versions(name: str) -> list[str]:
 
 
 def find_key(name: str, key: str) -> Path | None:
-    """Return the version that was made from the same lineage, if there is one that reads well."""
+    """Return the version that was made from the same lineage, if there is one with all its files."""
     for version in versions(name):
         directory = data_dir() / name / version
         try:
-            if load_manifest(directory).lineage.key == key:
-                return directory
+            manifest = load_manifest(directory)
         except (DataError, NotFoundError):
             continue
+        if manifest.lineage.key == key and not any(_misfits(directory, manifest)):
+            return directory
     return None
 
 
@@ -312,16 +313,33 @@ def list_files(directory: Path) -> tuple[FileEntry, ...]:
     )
 
 
-def problems(directory: Path) -> Iterator[str]:
-    """Yield what is wrong with a version: its hash, and every file's presence, size and checksum."""
-    manifest = load_manifest(directory)
-    if (computed := manifest_version(manifest)) != manifest.version:
-        yield f"manifest.json says version {manifest.version}, its content has {computed}"
+def is_intact(directory: Path) -> bool:
+    """Return whether a version is what it was when it was made; see ``problems``."""
+    try:
+        return not any(problems(directory))
+    except (DataError, NotFoundError):
+        return False
+
+
+def _misfits(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield the files of a version that are missing or have another size."""
     for entry in manifest.files:
         path = directory / entry.path
         if not path.is_file():
             yield f"{entry.path} is missing"
         elif (size := path.stat().st_size) != entry.num_bytes:
             yield f"{entry.path} has {size} bytes, {entry.num_bytes} were written"
-        elif (digest := sha256_file(path)) != entry.sha256:
+
+
+def problems(directory: Path) -> Iterator[str]:
+    """Yield what is wrong with a version: its hash, and every file's presence, size and checksum."""
+    manifest = load_manifest(directory)
+    if (computed := manifest_version(manifest)) != manifest.version:
+        yield f"manifest.json says version {manifest.version}, its content has {computed}"
+    yield from _misfits(directory, manifest)
+    for entry in manifest.files:
+        path = directory / entry.path
+        if not path.is_file() or path.stat().st_size != entry.num_bytes:
+            continue  # told above
+        if (digest := sha256_file(path)) != entry.sha256:
             yield f"{entry.path} has checksum {digest[:12]}, {entry.sha256[:12]} was written"

@@ -192,7 +192,7 @@ class _Work:
         self._out.mkdir(parents=True, exist_ok=True)
         with _locked(self._directory / "lock"):
             for stale in list(self._directory.rglob(".*.tmp")):
-                shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink()
+                shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
             corpus = self._corpus(self._shards())
             tokenizer = self._tokenizer(corpus)
             manifest = self._manifest(corpus, tokenizer)
@@ -322,14 +322,15 @@ class _Work:
         return count_steps(names, num_seen, Counter(d.step for d in drops))
 
     def _publish(self, manifest: Manifest, run: RunInfo) -> Path:
-        """Give the finished dataset its name; a version that is there already stays as it is."""
+        """Give the finished dataset its name; a version that is there and intact stays."""
         target = self._root / manifest.version
         dataset.write_manifest(self._out, manifest)
         with replacing(self._out / "run.json") as file:
             file.write(msgspec.json.encode(run))
-        if (target / "manifest.json").exists():
-            shutil.rmtree(self._out)
-        else:
+        if not target.exists():
+            os.rename(self._out, target)
+        elif not dataset.is_intact(target):
+            os.rename(target, self._directory / "damaged")
             os.rename(self._out, target)
         shutil.rmtree(self._directory, ignore_errors=True)
         return target

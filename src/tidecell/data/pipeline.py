@@ -8,6 +8,7 @@ hundred bytes per document, ever come together.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -192,6 +193,8 @@ class NearStep:
     ) -> dict[int, Rejection]:
         """Drop all but the first of each group of near duplicates."""
 
+        # Pairs come sorted, so a document that many are compared with stays cached.
+        @functools.lru_cache(maxsize=256)
         def shingle_set(index: int) -> dedup.U64:
             return np.unique(dedup.shingles([text_of(index)], self._params.ngram)[0])
 

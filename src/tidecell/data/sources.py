@@ -130,7 +130,8 @@ def _expand(spec: str) -> tuple[str, str, Path, list[Path]]:
     matches = [m for m in matches if m.is_file()]
     if not matches:
         raise DataError(
-            f"no corpus at {spec!r}", "give a directory, a file, a glob in quotes, or nothing for stdlib"
+            f"no corpus at {spec!r}",
+            "give a directory, a file, a glob in quotes, or nothing for Python's own library",
         )
     root = Path(os.path.commonpath([str(m.parent) for m in matches]))
     return root.resolve().name or "root", "glob", root, matches
