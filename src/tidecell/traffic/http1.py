@@ -27,7 +27,9 @@ _FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\r\n")
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
-_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,12})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e]|\\[\t\x20-\x7e])*"'
+_EXTENSION = rb";" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,12})(?:" + _EXTENSION + rb")*\r\n")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)(.*)", re.IGNORECASE)
 
@@ -136,7 +138,7 @@ def parse_request(head: bytes) -> RequestHead:
     if match is None:
         raise ProtocolError(400, "malformed request line")
     method, target, major, minor = match.groups()
-    if major != b"1":
+    if major != b"1" or minor not in b"01":
         raise ProtocolError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
     if len(target) > MAX_TARGET_BYTES:
         raise ProtocolError(414, f"the target is longer than {MAX_TARGET_BYTES} bytes")
