@@ -16,7 +16,7 @@ import msgspec
 from tidecell.cli.show import err, out, print_json
 from tidecell.client.client import Client
 from tidecell.client.home import Home
-from tidecell.client.units import parse_priority, parse_replicas
+from tidecell.client.units import parse_cpu, parse_priority, parse_replicas
 from tidecell.structs.errors import NotFoundError, TidecellError
 from tidecell.structs.job import JobSpec, TaskState
 from tidecell.train.config import SHAPES, Lora, Schedule, Shape, TrainConfig
@@ -35,6 +35,7 @@ _SHARED = (
     click.option("--schedule", type=click.Choice(["cosine", "wsd"]), help="Course of the learning rate."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order and dropout."),
     click.option("--workers", metavar="MIN..MAX", help="Workers (default: 1 to the virtual ranks)."),
+    click.option("--cpu", default="", help="Cores to reserve per worker (default: its threads)."),
     click.option("--priority", default="batch", show_default=True, help="A band, or BAND+N."),
     click.option("--stop-at-step", type=int, default=0, help="End early, on the schedule of --steps."),
     click.option("--validate-every", type=int, help="Steps between validations; 0: only at the end."),
@@ -119,7 +120,9 @@ def _run(kind: str, dataset: str, own: dict[str, Any], options: dict[str, Any]) 
         return
     try:
         replicas = parse_replicas(options["workers"]) if options["workers"] else None
-        spec = train_job(config, path, replicas=replicas, priority=parse_priority(options["priority"]))
+        cpu_millis = parse_cpu(options["cpu"]) if options["cpu"] else None
+        priority = parse_priority(options["priority"])
+        spec = train_job(config, path, replicas=replicas, priority=priority, cpu_millis=cpu_millis)
     except ValueError as error:
         raise TidecellError(str(error), f"tide {kind} --help shows what each flag takes") from error
     _run_in_cell(config, spec, options["detach"], options["as_json"])

@@ -46,6 +46,7 @@ def train_job(
     *,
     replicas: Replicas | None = None,
     priority: Priority | None = None,
+    cpu_millis: int | None = None,
     memory_bytes: int = 0,
     grace_period_s: float = 30.0,
     after: tuple[str, ...] = (),
@@ -55,6 +56,7 @@ def train_job(
     Args:
         config_path: Where the configuration lies, see ``store_config``.
         replicas: Fewest and most workers; by default 1 to ``num_vranks``.
+        cpu_millis: Reserved per worker; by default its threads.
         memory_bytes: Reserved per worker; 0: none.
 
     Raises:
@@ -77,7 +79,7 @@ def train_job(
         argv=(sys.executable, "-m", "tidecell.train.worker", "--config", str(config_path)),
         workdir=config.run_dir,
         env={"OMP_NUM_THREADS": str(config.threads)},
-        resources=Resources(cpu_millis=1000 * config.threads, memory_bytes=memory_bytes),
+        resources=Resources(cpu_millis or 1000 * config.threads, memory_bytes),
         replicas=replicas,
         priority=priority or Priority(),
         grace_period_s=grace_period_s,

@@ -26,9 +26,10 @@ from tidecell.models.transformer import ModelConfig, Transformer
 from tidecell.train.batches import DataFacts, Text, open_rows, read_facts, to_tensors
 from tidecell.train.config import LOADERS, TrainConfig
 from tidecell.train.elastic import Session
+from tidecell.train.history import read_by_step
 from tidecell.train.lora import add_adapters, merge, save_adapter
 from tidecell.train.provenance import code_version
-from tidecell.train.records import CheckpointWriter, append_line, read_by_step
+from tidecell.train.records import CheckpointWriter, append_line
 from tidecell.train.validation import Validation
 
 REPORT_EVERY_S = 0.2

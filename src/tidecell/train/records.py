@@ -1,7 +1,6 @@
 """What a training leaves behind while it runs: metrics, digests, checkpoints.
 
-Only the leader writes. Leaders change and die, so a line may be missing or be written twice: readers take
-the last line of a step, and a torn line is skipped.
+Only the leader writes; ``history`` reads it back.
 """
 
 from __future__ import annotations
@@ -33,26 +32,6 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
             if file.read(1) != b"\n":
                 line = b"\n" + line
         file.write(line)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return a file's records, oldest first; lines that are no JSON object are skipped."""
-    records = []
-    content = path.read_bytes() if path.exists() else b""
-    for line in content.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
-def read_by_step(path: Path) -> list[dict[str, Any]]:
-    """Return the last record of each step, in the order of steps; events are left out."""
-    by_step = {r["step"]: r for r in read_lines(path) if "step" in r and "event" not in r}
-    return [by_step[step] for step in sorted(by_step)]
 
 
 class CheckpointWriter:
