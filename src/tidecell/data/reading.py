@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tidecell.data.document import Document, Drop
 from tidecell.data.instructions import Pair, pairs_of
-from tidecell.data.pipeline import Recipe, global_steps, local_steps, run_local
+from tidecell.data.pipeline import InstructionParams, Recipe, global_steps, local_steps, run_local
 from tidecell.data.shards import sync_file, write_array
 from tidecell.data.sources import SourceFile, read_file
 
@@ -142,7 +142,7 @@ class _ShardWriter:
             self._drops.append(item)
             return
         if item.is_python and self._recipe.instructions is not None:
-            self._add_pairs(item)
+            self._add_pairs(item, self._recipe.instructions)
         line = msgspec.json.encode(item) + b"\n"
         num_bytes = len(item.text.encode())
         entry = Entry(item.id, item.source, len(item.text), num_bytes, self._documents.tell(), len(line))
@@ -153,9 +153,8 @@ class _ShardWriter:
         if self._batch_chars >= _BATCH_CHARS:
             self._observe()
 
-    def _add_pairs(self, document: Document) -> None:
-        assert self._recipe.instructions is not None
-        for outcome in pairs_of(document, self._recipe.instructions):
+    def _add_pairs(self, document: Document, params: InstructionParams) -> None:
+        for outcome in pairs_of(document, params):
             if isinstance(outcome, Pair):
                 self._pairs.write(msgspec.json.encode(ShardPair(len(self._entries), outcome)) + b"\n")
             else:
