@@ -320,7 +320,7 @@ def _print_summary(done: Prepared) -> None:
     else:
         console.print(f"\n[bold green]ready[/] in {done.wall_s:.1f} s")
     console.print(f"next: [bold]tide data inspect {name}[/] shows what was dropped; ", end="")
-    console.print(f"[bold]tide train --data {name}[/] trains on the rest")
+    console.print(f"[bold]tide train {name}[/] trains on the rest")
 
 
 def _facts(manifest: Manifest, directory: Path) -> Table:

@@ -27,7 +27,7 @@ def test_prepare_reads_well_and_the_second_time_does_nothing(
     assert code == 0
     assert "48 in, 48 kept" in out
     assert "harbour (48 files, " in out
-    assert "tide train --data harbour" in out
+    assert "tide train harbour" in out
     assert [line.split("  ")[0] for line in err.splitlines()] == [
         "scan",
         "read, clean, filter",
