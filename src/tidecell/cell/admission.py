@@ -70,7 +70,8 @@ def _too_large(spec: JobSpec, machines: list[MachineSpec]) -> RefusedError:
     has = " and ".join(f"{has} {what}" for what, _, has, _ in excess)
     fixes = " and ".join(f"{key} to {has}" for _, _, has, key in excess)
     return RefusedError(
-        f"job '{spec.name}' asks for {asks} per replica; machine '{nearest.name}', which comes closest, has {has}",
+        f"job '{spec.name}' asks for {asks} per replica; "
+        f"machine '{nearest.name}', which comes closest, has {has}",
         f"set {fixes}",
         Reason.NO_MATCHING_MACHINE,
     )

@@ -8,6 +8,7 @@ so memory never runs ahead of what is durable.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class Runtime:
             if self._dirty or any(isinstance(m, Tick) for m in inputs):  # time alone ends a back-off
                 self._plan(now_s, outcome)
             self.journal.append(outcome.events, now_s)
-        except (JournalError, InvariantError):
+        except Exception:  # whatever it was, memory must not run ahead of what is durable
             self.state = self.journal.replay()
             self._dirty = True
             raise
@@ -85,7 +86,9 @@ class Runtime:
         for listener in self.listeners:
             listener(outcome.events, now_s)
         if self.journal.snapshot_due():
-            self.journal.write_snapshot(self.state)
+            # The tick is durable without it; to raise here would lose its commands. It is tried again.
+            with contextlib.suppress(JournalError):
+                self.journal.write_snapshot(self.state)
         return outcome
 
     def _decide(self, message: Input, now_s: float, outcome: Outcome) -> TidecellError | None:

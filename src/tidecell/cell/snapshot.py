@@ -30,6 +30,7 @@ def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
         blocked_by=blocked,
         ends_by_s=ends_by_s,
         stopping=job.stopping is not None,
+        done=tuple(t.index for t in job.tasks if t.state is TaskState.SUCCEEDED),
     )
 
 

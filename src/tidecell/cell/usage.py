@@ -18,7 +18,7 @@ class MachineUse:
     """
 
     capacity: Resources
-    used: Resources = Resources()
+    used: Resources = field(default_factory=Resources)
     accelerators: set[int] = field(default_factory=set)
 
 

@@ -70,7 +70,8 @@ def _pending_and_wanted(job: Job, index: int) -> Task | None:
 
 
 def _gang_holds(state: CellState, job: Job, group: list[Placement], use: dict[str, MachineUse]) -> bool:
-    if len(job.staying_tasks()) + len(group) < min(job.spec.replicas.min, job.desired):
+    done = sum(1 for t in job.tasks if t.state is TaskState.SUCCEEDED)
+    if len(job.staying_tasks()) + done + len(group) < min(job.spec.replicas.min, job.desired):
         return False
     extra: dict[str, int] = {}
     taken: set[tuple[str, int]] = set()

@@ -22,11 +22,11 @@ class Slot:
     """One machine on the board."""
 
     spec: MachineSpec
-    used: Resources = Resources()
-    leaving: Resources = Resources()
+    used: Resources = field(default_factory=Resources)
+    leaving: Resources = field(default_factory=Resources)
     busy: set[int] = field(default_factory=set)  # accelerators in use
     busy_leaving: set[int] = field(default_factory=set)
-    reserved: Resources = Resources()
+    reserved: Resources = field(default_factory=Resources)
 
     def free(self) -> Resources:
         """Return capacity less what tasks use; claims and reservations not counted."""

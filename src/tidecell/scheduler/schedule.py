@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from tidecell.scheduler.board import Board
 from tidecell.scheduler.preemption import find_victims
 from tidecell.scheduler.snapshot import JobView, PlanTrace, Snapshot, TaskView, Waiting
@@ -100,9 +102,12 @@ def _units(run: _Pass, job: JobView) -> list[Unit]:
         text = f"starts again in {wait_s:.1f} s after a failure"
         run.trace.waiting[job.uid] = Waiting((Reason.BACKOFF,), text, len(pending) - len(ready))
     staying = sum(1 for t in job.tasks if t.machine and not t.leaving)
-    missing = max(0, min(job.spec.replicas.min, job.desired) - staying)
-    if missing > len(ready):
-        return []  # part of the gang backs off or is still leaving: all or nothing
+    missing = max(0, min(job.spec.replicas.min, job.desired) - staying - len(job.done))
+    if missing > len(ready):  # part of the gang backs off or is still leaving: all or nothing
+        if job.uid not in run.trace.waiting:
+            text = "its replicas that were told to leave have not left yet"
+            run.trace.waiting[job.uid] = Waiting((Reason.WAITING_FOR_CAPACITY,), text, len(pending))
+        return []
     gang = [Unit(job, tuple(ready[:missing]), growth=False, demanded=True)] if missing else []
     demanded = job.spec.is_service
     return gang + [Unit(job, (t,), growth=True, demanded=demanded) for t in ready[missing:]]
@@ -112,23 +117,19 @@ def _serve(run: _Pass, unit: Unit) -> None:
     if not run.board.slots:
         _wait(run, unit, Reason.WAITING_FOR_CAPACITY, detail="no machine has joined yet")
         return
-    shape = (
-        unit.job.spec.resources,
-        unit.job.spec.accelerator_type,
-        len(unit.tasks),
-        unit.job.spec.priority.band,
-    )
-    shape = (*shape, unit.demanded, unit.job.spec.max_duration_s)
+    shape = _shape(unit)
     known = run.failed_shapes.get(shape)
     if known is not None and not _has_claim(run, unit):
         _wait(run, unit, *known.reasons, detail=known.detail, behind=known.behind)
         return
     if _place(run, unit) or (unit.demanded and _preempt(run, unit)):
         return
-    _explain_wait(run, unit)
+    waiting = _explain_wait(run, unit)
+    _wait(run, unit, *waiting.reasons, detail=waiting.detail, behind=waiting.behind)
     # Nothing becomes free during a pass, so the same shape fails again: do not ask twice.
-    run.failed_shapes[shape] = run.trace.waiting[unit.job.uid]
-    if unit.demanded:
+    run.failed_shapes[shape] = waiting
+    # What could not start on an empty cell gets no place kept: it would starve all others in vain.
+    if unit.demanded and Reason.NO_MATCHING_MACHINE not in waiting.reasons:
         run.heads.append((unit.job, shadow_start_s(run.snapshot, unit.job, len(unit.tasks))))
         run.board.reserve(unit.job, len(unit.tasks))
 
@@ -205,9 +206,7 @@ def _as_seen_now(run: _Pass, job: JobView) -> JobView:
         else t
         for t in job.tasks
     )
-    return JobView(
-        job.uid, job.spec, job.submitted_s, job.desired, tasks, job.blocked_by, job.ends_by_s, job.stopping
-    )
+    return replace(job, tasks=tasks)
 
 
 def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "") -> None:
@@ -219,26 +218,25 @@ def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "
     run.trace.waiting[unit.job.uid] = Waiting(reasons, detail, count, behind)
 
 
-def _explain_wait(run: _Pass, unit: Unit) -> None:
-    """Name all reasons that bind, the decisive one first."""
+def _explain_wait(run: _Pass, unit: Unit) -> Waiting:
+    """Return all reasons that bind this unit, the decisive one first."""
     spec = unit.job.spec
     matching = [s for s in run.board.slots.values() if s.spec.has_type(spec.accelerator_type)]
     room = sum(spec.resources.copies_in(s.spec.capacity) for s in matching)
     needs = _describe_needs(unit)
     if room < len(unit.tasks):
-        _wait(run, unit, Reason.NO_MATCHING_MACHINE, detail=f"needs {needs}; the empty cell holds {room}")
-        return
+        detail = f"needs {needs}; the empty cell holds {room}"
+        return Waiting((Reason.NO_MATCHING_MACHINE,), detail)
     free = _describe_free(run)
     if run.board.fit(unit.job, unit.indices, ignore_reserved=True) is not None:
         head = run.heads[0][0].name if run.heads else ""
         detail = f"needs {needs}; what is free is held for '{head}', which goes first"
-        _wait(run, unit, Reason.PRIORITY, Reason.WAITING_FOR_CAPACITY, detail=detail, behind=head)
-        return
+        return Waiting((Reason.PRIORITY, Reason.WAITING_FOR_CAPACITY), detail, behind=head)
     reasons: tuple[Reason, ...] = (Reason.WAITING_FOR_CAPACITY,)
     if run.heads:
         reasons = (Reason.WAITING_FOR_CAPACITY, Reason.PRIORITY)
     behind = run.heads[0][0].name if run.heads else ""
-    _wait(run, unit, *reasons, detail=f"needs {needs}; free now: {free}", behind=behind)
+    return Waiting(reasons, f"needs {needs}; free now: {free}", behind=behind)
 
 
 def _describe_needs(unit: Unit) -> str:

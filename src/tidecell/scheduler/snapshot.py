@@ -42,6 +42,7 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
         desired: Replicas wanted now.
         blocked_by: Names of jobs that must succeed first and have not.
         ends_by_s: When its ``max_duration`` ends it at the latest; 0: unknown.
+        done: Indices of tasks that have succeeded; they count towards the gang and never run again.
     """
 
     uid: str
@@ -52,6 +53,7 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
     blocked_by: tuple[str, ...] = ()
     ends_by_s: float = 0.0
     stopping: bool = False
+    done: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
