@@ -82,6 +82,8 @@ class RouterProcess(Process):
     def kill(self) -> None:
         super().kill()
         self.log.close()
+        said = (self.home / "router.err").read_text()
+        assert "Traceback" not in said, said
 
     def put(self, *routes: Route, version: int = 0, tokens: tuple[str, ...] = ()) -> None:
         """Push a table; by default each push is newer than the one before."""

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from router_harness import Load, ReplicaProcess, RouterProcess, ask, request, route, wait_until
+from router_harness import (
+    Load,
+    ReplicaProcess,
+    RouterProcess,
+    ask,
+    completion,
+    connect,
+    request,
+    route,
+    wait_until,
+)
 from router_replica import stream_body
 
 
@@ -232,3 +244,22 @@ def test_every_admitted_request_has_exactly_one_line_in_the_access_log(stage: St
     assert len({line["id"] for line in lines}) == total
     assert {(line["outcome"], line["tokens_in"], line["tokens_out"]) for line in lines} == {("ok", 3, 3)}
     assert request(stage.router.port, "/health").json() == {"status": "ok"}
+
+
+def test_clients_that_leave_at_any_moment_leak_nothing_and_are_no_replicas_failure(stage: Stage) -> None:
+    a, b = stage.replica("a"), stage.replica("b")
+    stage.router.put(route(a.endpoint(), b.endpoint()))
+    for number in range(120):
+        with connect(stage.router.port) as sock:
+            sock.sendall(completion(stream=True, tokens=200, pace_s=0.0005, wait_s=0.003 * (number % 3)))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 2, 0))
+            if number % 4:
+                sock.recv(1 + 997 * (number % 5))
+    wait_until(lambda: stage.router.stats().services["chat"].ongoing == 0, "nothing is under way")
+    stats = stage.router.stats()
+    service = stats.services["chat"]
+    assert sum(endpoint.failures for endpoint in service.endpoints.values()) == 0
+    assert service.ok_total + service.failed_total["client_closed"] == service.requests_total
+    assert set(service.failed_total) == {"client_closed"}
+    wait_until(lambda: stage.router.stats().connections == 0, "no connection is left")
+    assert len(stage.router.access_lines(service.requests_total)) == service.requests_total

@@ -133,8 +133,8 @@ class ClientConnection(asyncio.Protocol):
     # -- what the exchange says
 
     def write(self, data: bytes) -> None:
-        """Send bytes of the answer."""
-        if self._transport is not None:
+        """Send bytes of the answer; a connection that is ending swallows them, and says so a moment later."""
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def exchange_finished(self, keep_alive: bool) -> None:
@@ -344,7 +344,7 @@ class ClientConnection(asyncio.Protocol):
         """Answer, then read the rest into nothing for a moment: closing at once could lose the answer."""
         head = self._head
         self._gateway.refused(head, self._request_id, reply)
-        if self._transport is None:
+        if self._transport is None or self._transport.is_closing():
             return
         self.write(reply.encode(False, self._request_id, head is None or head.method != b"HEAD"))
         self._state = State.LINGERING

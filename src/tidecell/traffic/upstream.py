@@ -63,7 +63,6 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, replica: Replica, now: Callable[[], float]) -> None:
         self.replica = replica
         self.idle_since_s = 0.0
-        self.is_open = False
         self._now = now
         self._transport: asyncio.Transport | None = None
         self._consumer: Consumer | None = None
@@ -77,7 +76,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.is_open = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be written to; uvloop's transports raise once they are closed."""
+        return self._transport is not None and not self._transport.is_closing()
 
     def send(self, consumer: Consumer, data: bytes) -> None:
         """Send a whole request; the answer goes to ``consumer``."""
@@ -87,8 +90,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.write(data)
 
     def write(self, data: bytes) -> None:
-        """Send bytes as they are."""
-        if self._transport is not None:
+        """Send bytes as they are; a connection that is ending swallows them, and says so a moment later."""
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def pause(self) -> None:
@@ -116,13 +119,11 @@ class UpstreamConnection(asyncio.Protocol):
     def abandon(self) -> None:
         """End at once: nobody wants the rest of the answer, and the replica should see that."""
         self._consumer = None
-        self.is_open = False
         if self._transport is not None:
             self._transport.abort()
 
     def close(self) -> None:
         """Close it; nobody uses it."""
-        self.is_open = False
         if self._transport is not None:
             self._transport.close()
 
@@ -150,7 +151,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         consumer, self._consumer = self._consumer, None
-        self.is_open = False
         self.replica.forget(self)
         if consumer is None:
             return
