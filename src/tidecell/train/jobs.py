@@ -140,6 +140,6 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         if isinstance(inner, dict):
             flat |= _flat(inner, f"{prefix}{key}.")
-        else:
+        elif inner is not None:
             flat[f"{prefix}{key}"] = inner
     return flat

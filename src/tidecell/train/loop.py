@@ -233,7 +233,7 @@ class Training:
         points = [{k: r[k] for k in ("step", "loss", "val_loss") if k in r} for r in curve]
         write_json(self.run_dir / "loss.json", points)
         self._save_model()
-        self._report({"kind": "train-end", **self.result})
+        self._report({**self.result, "kind": "train-end"})
 
     def _report(self, data: dict[str, Any]) -> None:
         self._watch(data)
