@@ -16,7 +16,8 @@ from tidecell.structs.errors import TidecellError
 @click.option("--since", default="10m", show_default=True, help="How far back.")
 @click.option("-o", "--out", "path", default="tide.png", show_default=True, help="Where the picture goes.")
 @click.option("--title", default="", help="Title of the picture.")
-def chart(since: str, path: str, title: str) -> None:
+@click.option("--mark", "marks", multiple=True, metavar="EPOCH=TEXT", help="A line at a moment; may be repeated.")
+def chart(since: str, path: str, title: str, marks: tuple[str, ...]) -> None:
     """Draw capacity by band, requests and training throughput over time."""
     from tidecell.web.chart import draw_tide
 
@@ -31,5 +32,15 @@ def chart(since: str, path: str, title: str) -> None:
             f"there are {len(samples)} samples of the last {since}; a chart needs 2",
             "wait, or give a longer --since",
         )
-    draw_tide(samples, Path(path), title or "Tidecell: capacity by band")
+    draw_tide(samples, Path(path), title or "Tidecell: capacity by band", [_mark(m) for m in marks])
     out.print(f"wrote {path}")
+
+
+def _mark(text: str) -> tuple[float, str]:
+    moment, separator, label = text.partition("=")
+    try:
+        return float(moment), label if separator else ""
+    except ValueError:
+        raise TidecellError(
+            f"--mark {text}: {moment!r} is no moment", "give seconds since the epoch: --mark 1767225600=deploy"
+        ) from None

@@ -81,7 +81,7 @@ class Demo:
         args = ("train", DATASET, "--name", BASE, *self._train_flags())
         self._once(BASE, args)
         card = self._card(BASE)
-        text = f"{card['step']} steps, {card['bits_per_char']:.2f} bits per character on held-out files"
+        text = f"{card['steps']} steps, {card['bits_per_char']:.2f} bits per character on held-out files"
         self.rows.append(("pre-training", text))
 
     @staticmethod
