@@ -2,7 +2,12 @@
 
 The network is that of ``tidecell.models.transformer``; here its weights work on a flat list of tokens
 from any number of requests, with keys and values in the blocks of a paged pool. Projections see all
-tokens of a pass at once, so nothing is padded but attention, and that only to whole blocks.
+tokens of a pass at once, so nothing is padded but attention.
+
+On the CPU a token's logits are bit for bit the same whatever is computed beside it, however its prompt
+was cut into chunks, and whether its past was computed, shared or recomputed: every product has at least
+``MIN_ROWS`` rows, and a token attends over a width that its position alone decides. So a seed repeats an
+answer under any load. (The idea: He et al., Defeating nondeterminism in LLM inference, 2025.)
 
 Tensor suffixes: T tokens of the pass, B requests with one token, C cached positions, N blocks,
 S tokens in a block, D hidden, K key-value heads, G query heads per key-value head, H = K x G, E width
@@ -12,6 +17,7 @@ of a head, V vocabulary, R rows that want logits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +31,13 @@ from tidecell.models.checkpoint import load_model
 from tidecell.models.transformer import ModelConfig, rope_table
 from tidecell.structs.errors import CheckpointError
 
-# Below this many rows the CPU's matrix product takes another path, whose sums round differently. With at
-# least this many, a row's result does not depend on the rows around it (tests/unit/inference holds it).
+# Below this many rows the CPU's matrix product takes another path, whose sums round differently. From
+# here on a row's result does not depend on the rows around it (tests/unit/inference holds us to it).
 MIN_ROWS = 4
+
+# Tokens attend over whole tiles of positions, up to the end of their own. Smaller tiles waste less on
+# masked positions, larger ones make fewer and larger products.
+TILE = 64
 
 BLOCK_SIZE = 16
 
@@ -43,14 +53,27 @@ class _Layer(NamedTuple):
     down: Tensor
 
 
-class _Prefill(NamedTuple):
-    """A chunk of several tokens: where it lies in the pass, and what it attends to."""
+class _Singles(NamedTuple):
+    """Requests with one token each, whose attention has the same width."""
 
-    first: int
-    last: int
-    end: int
-    rows: Tensor
-    mask: Tensor | None
+    part: slice
+    pool_rows: Tensor
+    mask_B1C: Tensor
+
+
+class _Piece(NamedTuple):
+    """The tokens of a chunk that lie in one tile."""
+
+    part: slice
+    width: int
+    mask_TC: Tensor
+
+
+class _Prefill(NamedTuple):
+    """A chunk of several tokens of one request."""
+
+    pool_rows: Tensor
+    pieces: list[_Piece]
 
 
 class _Pass(NamedTuple):
@@ -59,9 +82,7 @@ class _Pass(NamedTuple):
     cos_T1E: Tensor
     sin_T1E: Tensor
     slots_T: Tensor
-    num_single: int
-    single_rows: Tensor
-    single_mask_B1C: Tensor
+    singles: list[_Singles]
     prefills: list[_Prefill]
 
 
@@ -74,7 +95,7 @@ class Runner:
         weights: Parameters by their Hugging Face names.
         config: Shape of the network.
         num_blocks: KV blocks in the pool.
-        block_size: Tokens per block.
+        block_size: Tokens per block; divides ``TILE``.
         device: Where to compute; float32 on the CPU, bfloat16 elsewhere.
         max_context: Tokens of one sequence at most; 0: what the model knows.
     """
@@ -119,7 +140,7 @@ class Runner:
             Logits ``[R, V]`` after the last token of each chunk that ``samples``, and the indices in
             ``chunks`` that the rows belong to.
         """
-        order = sorted(range(len(chunks)), key=lambda i: len(chunks[i].tokens) > 1)
+        order = sorted(range(len(chunks)), key=lambda i: self._rank(chunks[i]))
         ordered = [chunks[i] for i in order]
         batch = self._prepare(ordered)
         ids = [token for chunk in ordered for token in chunk.tokens]
@@ -149,38 +170,45 @@ class Runner:
         pool = self._pool[number]
         pool.view(2 * self._num_kv_heads, -1, self._width).index_copy_(1, batch.slots_T, kv.transpose(0, 1))
         out_THE = torch.zeros_like(q_THE)
-        if batch.num_single:
-            out_THE[: batch.num_single] = self._attend_single(q_THE[: batch.num_single], pool, batch)
+        for singles in batch.singles:
+            out_THE[singles.part] = self._attend_singles(q_THE[singles.part], pool, singles)
         for prefill in batch.prefills:
-            part = slice(prefill.first, prefill.last)
-            out_THE[part] = self._attend_prefill(q_THE[part], pool, prefill)
+            kv = self._gathered(pool, prefill.pool_rows, 1)
+            for piece in prefill.pieces:
+                out_THE[piece.part] = self._attend_piece(q_THE[piece.part], kv, piece)
         return out_THE.reshape(out_THE.shape[0], -1)
 
-    def _attend_single(self, q_BHE: Tensor, pool: Tensor, batch: _Pass) -> Tensor:
-        """Attend from the one token of each request, all of them at once over gathered blocks."""
+    def _gathered(self, pool: Tensor, pool_rows: Tensor, num_rows: int) -> Tensor:
+        """Return keys and values ``[2, K * B, C, E]`` of the blocks of some requests, side by side."""
+        kv = pool.view(-1, self.block_size * self._width).index_select(0, pool_rows)
+        return kv.view(2, self._num_kv_heads * num_rows, -1, self._width)
+
+    def _attend_singles(self, q_BHE: Tensor, pool: Tensor, singles: _Singles) -> Tensor:
+        """Attend from the one token of each of some requests."""
         num_rows = q_BHE.shape[0]
-        kv = pool.view(-1, self.block_size * self._width).index_select(0, batch.single_rows)
-        k_XCE, v_XCE = kv.view(2, self._num_kv_heads * num_rows, -1, self._width)
+        kv = self._gathered(pool, singles.pool_rows, num_rows)
         q_KBGE = q_BHE.view(num_rows, self._num_kv_heads, self._groups, self._width).transpose(0, 1)
-        scores = torch.bmm(q_KBGE.reshape(-1, self._groups, self._width), k_XCE.transpose(1, 2))
-        scores = scores.view(self._num_kv_heads, num_rows, self._groups, -1).mul_(self._width**-0.5)
-        probs = scores.masked_fill_(batch.single_mask_B1C, float("-inf")).softmax(dim=-1)
-        out = torch.bmm(probs.view(-1, self._groups, k_XCE.shape[1]), v_XCE)
-        out_KBGE = out.view(self._num_kv_heads, num_rows, self._groups, self._width)
+        if self._groups < MIN_ROWS:
+            q_KBGE = F.pad(q_KBGE, (0, 0, 0, MIN_ROWS - self._groups))
+        out_KBGE = self._softmax_attention(q_KBGE, kv, singles.mask_B1C)[:, :, : self._groups]
         return out_KBGE.transpose(0, 1).reshape(num_rows, -1, self._width)
 
-    def _attend_prefill(self, q_THE: Tensor, pool: Tensor, prefill: _Prefill) -> Tensor:
-        """Attend from a chunk of one request to all of its tokens so far."""
-        num_tokens = q_THE.shape[0]
-        kv = pool.view(-1, self.block_size * self._width).index_select(0, prefill.rows)
-        kv = kv.view(2, self._num_kv_heads, -1, self._width)[:, :, : prefill.end]
-        shape = (self._num_kv_heads, self._groups, prefill.end, self._width)
-        k_KGCE, v_KGCE = kv[0].unsqueeze(1).expand(shape), kv[1].unsqueeze(1).expand(shape)
+    def _attend_piece(self, q_THE: Tensor, kv: Tensor, piece: _Piece) -> Tensor:
+        """Attend from the tokens of one request in one tile to all before them."""
+        num_tokens, num_rows = q_THE.shape[0], piece.mask_TC.shape[0]
         q_KGTE = q_THE.view(num_tokens, self._num_kv_heads, self._groups, self._width).permute(1, 2, 0, 3)
-        out_KGTE = F.scaled_dot_product_attention(
-            q_KGTE, k_KGCE, v_KGCE, attn_mask=prefill.mask, is_causal=prefill.mask is None
-        )
+        if num_rows > num_tokens:
+            q_KGTE = F.pad(q_KGTE, (0, 0, 0, num_rows - num_tokens))
+        out_KGTE = self._softmax_attention(q_KGTE, kv[:, :, : piece.width], piece.mask_TC)[:, :, :num_tokens]
         return out_KGTE.permute(2, 0, 1, 3).reshape(num_tokens, -1, self._width)
+
+    def _softmax_attention(self, q: Tensor, kv: Tensor, mask: Tensor) -> Tensor:
+        """Return what queries ``[K, B, G, E]`` (or ``[K, G, T, E]``) take from ``kv``, in their shape."""
+        k_XCE, v_XCE = kv
+        scores_XMC = torch.bmm(q.reshape(k_XCE.shape[0], -1, self._width), k_XCE.transpose(1, 2))
+        scores = scores_XMC.view(*q.shape[:3], -1).mul_(self._width**-0.5)
+        probs = scores.masked_fill_(mask, float("-inf")).softmax(dim=-1)
+        return torch.bmm(probs.view(scores_XMC.shape), v_XCE).view(q.shape)
 
     def _prepare(self, chunks: Sequence[Chunk]) -> _Pass:
         """Build the index tensors of a pass; chunks of one token come first."""
@@ -191,49 +219,62 @@ class Runner:
             for c in chunks
             for position in range(c.start, c.start + len(c.tokens))
         ]
-        singles = [c for c in chunks if len(c.tokens) == 1]
-        rows, mask = self._single_index(singles)
         where = self._index(_padded(positions, 0))
+        num_singles = sum(len(c.tokens) == 1 for c in chunks)
         return _Pass(
             cos_T1E=self._cos[where].unsqueeze(1),
             sin_T1E=self._sin[where].unsqueeze(1),
             slots_T=self._index(slots),
-            num_single=len(singles),
-            single_rows=rows,
-            single_mask_B1C=mask,
-            prefills=self._prefill_index(chunks[len(singles) :], len(singles)),
+            singles=self._single_index(chunks[:num_singles]),
+            prefills=self._prefill_index(chunks[num_singles:], num_singles),
         )
 
-    def _single_index(self, singles: Sequence[Chunk]) -> tuple[Tensor, Tensor]:
-        """Return the pool rows that hold the singles' blocks, padded to the longest, and what to mask."""
-        if not singles:
-            return self._index([]), self._index([])
-        counts = [chunk.start // self.block_size + 1 for chunk in singles]
-        longest = max(counts)
-        table = [
-            [*chunk.blocks[:count], *[0] * (longest - count)]
-            for chunk, count in zip(singles, counts, strict=True)
-        ]
-        starts = self._index([chunk.start for chunk in singles])
-        columns = torch.arange(longest * self.block_size, device=self.device)
-        mask_BC = columns > starts.unsqueeze(1)
-        return self._pool_rows(table), mask_BC.unsqueeze(1)
+    def _rank(self, chunk: Chunk) -> tuple[int, int]:
+        """Order chunks of a pass: those of one token first, by the width they attend over."""
+        return (0, self._width_at(chunk.start)) if len(chunk.tokens) == 1 else (1, 0)
+
+    def _width_at(self, position: int) -> int:
+        """Return how many cached positions a token attends over: to the end of its tile."""
+        return (position // TILE + 1) * TILE
+
+    def _single_index(self, singles: Sequence[Chunk]) -> list[_Singles]:
+        groups = []
+        first = 0
+        for width, group in groupby(singles, key=lambda chunk: self._width_at(chunk.start)):
+            members = list(group)
+            starts = self._index([chunk.start for chunk in members])
+            mask_BC = torch.arange(width, device=self.device) > starts.unsqueeze(1)
+            part = slice(first, first + len(members))
+            groups.append(_Singles(part, self._pool_rows(members, width), mask_BC.unsqueeze(1)))
+            first += len(members)
+        return groups
 
     def _prefill_index(self, chunks: Sequence[Chunk], first: int) -> list[_Prefill]:
         prefills = []
         for chunk in chunks:
-            num_tokens = len(chunk.tokens)
-            end = chunk.start + num_tokens
-            mask = None
-            if chunk.start:
-                mask = torch.ones(num_tokens, end, dtype=torch.bool, device=self.device).tril(chunk.start)
-            rows = self._pool_rows([list(chunk.blocks[: -(-end // self.block_size)])])
-            prefills.append(_Prefill(first, first + num_tokens, end, rows, mask))
-            first += num_tokens
+            end = chunk.start + len(chunk.tokens)
+            bounds = [chunk.start, *range(self._width_at(chunk.start), end, TILE), end]
+            pieces = []
+            for start, stop in pairwise(bounds):
+                part = slice(first + start - chunk.start, first + stop - chunk.start)
+                pieces.append(_Piece(part, self._width_at(start), self._piece_mask(start, stop)))
+            prefills.append(_Prefill(self._pool_rows([chunk], self._width_at(end - 1)), pieces))
+            first += len(chunk.tokens)
         return prefills
 
-    def _pool_rows(self, table: list[list[int]]) -> Tensor:
-        """Return rows of a layer's pool ``[2 * K * N, S * E]`` for a table of blocks, heads outermost."""
+    def _piece_mask(self, start: int, stop: int) -> Tensor:
+        """Return what tokens ``start`` to ``stop`` may not see, with rows up to ``MIN_ROWS`` queries."""
+        num_rows = max(stop - start, -(-MIN_ROWS // self._groups))
+        columns = torch.arange(self._width_at(start), device=self.device)
+        return columns > torch.arange(start, start + num_rows, device=self.device).unsqueeze(1)
+
+    def _pool_rows(self, chunks: Sequence[Chunk], width: int) -> Tensor:
+        """Return which rows of a layer's pool ``[2 * K * N, S * E]`` hold the chunks' blocks.
+
+        Heads are outermost. Blocks that a request does not have (yet) lie behind its mask: any will do.
+        """
+        num_blocks = width // self.block_size
+        table = [[*chunk.blocks[:num_blocks], *[0] * (num_blocks - len(chunk.blocks))] for chunk in chunks]
         blocks = self._index(table).unsqueeze(0)
         heads = torch.arange(2 * self._num_kv_heads, device=self.device).view(-1, 1, 1)
         return (heads * self.num_blocks + blocks).flatten()

@@ -61,7 +61,7 @@ def _adjusted(logits_RV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
 def _adjust(logits_V: torch.Tensor, row: Row) -> None:
     params = row.params
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*row.prompt, *row.output}), device=logits_V.device)
+        seen = torch.tensor(sorted({*row.prompt, *row.output}), dtype=torch.long, device=logits_V.device)
         values = logits_V[seen]
         penalty = params.repetition_penalty
         logits_V[seen] = torch.where(values > 0, values / penalty, values * penalty)

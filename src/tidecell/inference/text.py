@@ -48,7 +48,7 @@ class TextCodec:
             return cls(Tokenizer.from_str(path.read_text("utf-8")))
         except OSError as error:
             raise DataError(
-                f"no tokenizer at {path}: {error.strerror}",
+                f"the model has no tokenizer at {path}: {error.strerror}",
                 "copy the one it was trained with there",
             ) from error
         except DataError:
