@@ -15,15 +15,13 @@ const NUM_LINES = 5; // colours for lines, see console.css
 
 // ------------------------------------------------------------------------------------ scales
 
-// Round tick values from 0 to just above the largest value.
+// Round tick values from 0 up to at most the largest value.
 export function ticks(largest, about, whole = false) {
-  const rough = Math.max(largest, 1e-9) / about;
+  const rough = largest / about;
   const power = 10 ** Math.floor(Math.log10(rough));
   let step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
   if (whole) step = Math.max(1, Math.ceil(step));
-  const values = [];
-  for (let i = 0; i === 0 || values.at(-1) < largest * 0.999; i++) values.push(i * step);
-  return values;
+  return Array.from({ length: Math.floor(largest / step + 1e-9) + 1 }, (_, i) => i * step);
 }
 
 export function timeTicks(fromS, toS, numLabels) {
@@ -114,7 +112,7 @@ function grid(panel, values, y, format, side = "left") {
   ]);
 }
 
-const scale = (panel, values) => (v) => panel.y0 + panel.height * (1 - v / values.at(-1));
+const scale = (panel, largest) => (v) => panel.y0 + panel.height * (1 - v / largest);
 
 function capacityPanel(panel, samples, parts, x) {
   const capacity = (s) => (s.capacity_cpu_millis ?? 0) / 1000;
@@ -123,9 +121,8 @@ function capacityPanel(panel, samples, parts, x) {
     let sum = 0;
     return Object.fromEntries(BANDS.map((band) => [band, [sum, (sum += reserved(s, band))]]));
   });
-  const most = Math.max(1, ...samples.map(capacity), ...sums.map((s) => s[BANDS.at(-1)][1]));
-  const values = ticks(most * 1.04, 4);
-  const y = scale(panel, values);
+  const most = 1.12 * Math.max(0.1, ...samples.map(capacity), ...sums.map((s) => s[BANDS.at(-1)][1]));
+  const y = scale(panel, most);
   const areas = BANDS.filter((band) => samples.some((s) => reserved(s, band) > 0)).map((band) => {
     const top = (i) => y(sums[i][band][1]);
     const bottom = (i) => y(sums[i][band][0]);
@@ -140,7 +137,7 @@ function capacityPanel(panel, samples, parts, x) {
   const used = (i) => Object.values(samples[i].jobs ?? {}).reduce((sum, j) => sum + (j.used_cpu_millis ?? 0) / 1000, 0);
   return h("g", { key: "capacity", "data-panel": "capacity" }, [
     frame(panel, "Cores reserved, by priority band"),
-    grid(panel, values, y, (v) => number(v, 2)),
+    grid(panel, ticks(most, 5), y, (v) => number(v, 2)),
     areas,
     h("path", { key: "used", class: "used", d: parts.map((r) => linePath(r, x, y, used)).join("") }),
     h("path", { key: "limit", class: "limit", d: parts.map((r) => stepPath(r, x, (i) => y(capacity(samples[i])))).join("") }),
@@ -155,8 +152,8 @@ function linesPanel(panel, samples, parts, x, kind) {
     return entry === undefined ? undefined : entry[field] ?? 0;
   };
   const most = (field) => Math.max(0, ...samples.flatMap((s) => Object.values(s[kind.field] ?? {}).map((e) => e[field] ?? 0)));
-  const left = ticks(Math.max(most(kind.left) * 1.1, kind.atLeast), 2);
-  const right = ticks(Math.max(most(kind.right) * 1.1, 1), 2, kind.steps);
+  const left = Math.max(most(kind.left) * 1.15, kind.atLeast);
+  const right = kind.steps ? most(kind.right) + 1 : Math.max(most(kind.right) * 1.3, 1);
   const yLeft = scale(panel, left);
   const yRight = scale(panel, right);
   const lines = names.map((name, n) => {
@@ -176,8 +173,8 @@ function linesPanel(panel, samples, parts, x, kind) {
   });
   return h("g", { key: kind.field, "data-panel": kind.field }, [
     frame(panel, kind.titleLeft, kind.titleRight),
-    grid(panel, left, yLeft, short),
-    grid(panel, right, yRight, kind.formatRight, "right"),
+    grid(panel, ticks(left, 3), yLeft, short),
+    grid(panel, ticks(right, 3, kind.steps), yRight, kind.formatRight, "right"),
     lines,
     names.length === 0 &&
       h("text", { class: "empty", x: (panel.left + panel.right) / 2, y: panel.y0 + panel.height / 2, "text-anchor": "middle" }, kind.empty),
@@ -189,8 +186,8 @@ export const REQUESTS = {
   left: "rate_per_s",
   right: "latency_ms_p95",
   atLeast: 1,
-  titleLeft: "Requests per second  ━",
-  titleRight: "p95 latency  ┅",
+  titleLeft: "━ Requests/s",
+  titleRight: "p95 latency ┅",
   formatRight: (v) => milliseconds(v),
   empty: "no service in this time",
 };
@@ -200,8 +197,8 @@ export const TRAINING = {
   right: "world_size",
   atLeast: 100,
   steps: true,
-  titleLeft: "Training tokens per second  ━",
-  titleRight: "workers  ┅",
+  titleLeft: "━ Training tokens/s",
+  titleRight: "workers ┅",
   formatRight: (v) => number(v),
   empty: "no training in this time",
 };

@@ -148,7 +148,7 @@ function tokenForm() {
     h("p", {}, "This console needs the cell's token. Print it with ", h("code", {}, "tide token"), "."),
     h("form", { onsubmit: enterToken }, [
       h("label", { for: "token" }, "Token"),
-      h("input", { id: "token", name: "token", type: "password", autocomplete: "off", required: true, autofocus: true }),
+      h("input", { id: "token", name: "token", type: "password", autocomplete: "off", required: true }),
       h("button", { type: "submit" }, "Open the console"),
     ]),
   ]);
@@ -218,10 +218,8 @@ function page() {
     h("main", { key: "main", class: state.failures ? "stale" : "" }, [
       tide(),
       h("div", { key: "tables", class: "tables" }, [
-        servicesTable(known, newest, openPanel),
-        jobsTable(known, newest, openPanel, nowS),
-        machinesTable(known),
-        eventsTable(known),
+        h("div", { key: "work", class: "column" }, servicesTable(known, newest, openPanel), jobsTable(known, newest, openPanel, nowS)),
+        h("div", { key: "cell", class: "column" }, machinesTable(known), eventsTable(known)),
       ]),
     ]),
     state.panel && jobPanel(state.panel, closePanel, nowS),
@@ -230,7 +228,7 @@ function page() {
 
 function render() {
   patch(app, h("div", {}, state.token ? page() : tokenForm()).children);
-  document.body.classList.toggle("with-panel", state.panel !== null);
+  if (!state.token && document.activeElement === document.body) document.getElementById("token").focus();
   const chart = document.getElementById("chart");
   if (chart && chart !== watched) {
     watched = chart;

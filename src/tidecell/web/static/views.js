@@ -93,12 +93,25 @@ function table(caption, heads, rows, empty) {
     rows.length === 0
       ? h("p", { class: "none" }, empty)
       : h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${caption} table` }, [
-          h("table", {}, [
-            h("thead", {}, h("tr", {}, heads.map((t) => h("th", { scope: "col", class: t.startsWith(">") ? "num" : "" }, t.replace(">", ""))))),
-            h("tbody", {}, rows),
+          h("table", { role: "table" }, [
+            h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, heads.map(columnHead))),
+            h("tbody", { role: "rowgroup" }, rows.map((r) => labelled(r, heads))),
           ]),
         ]),
   ]);
+}
+
+const columnHead = (title) =>
+  h("th", { scope: "col", role: "columnheader", class: title.startsWith(">") ? "num" : "" }, title.replace(">", ""));
+
+// On narrow screens rows are shown as blocks: cells then carry the column's title, and roles stay explicit.
+function labelled(tr, heads) {
+  tr.props.role = "row";
+  tr.children.forEach((child, i) => {
+    child.props["data-label"] = heads[i].replace(">", "");
+    child.props.role = child.tag === "th" ? "rowheader" : "cell";
+  });
+  return tr;
 }
 
 const cell = (...content) => h("td", {}, content);
@@ -108,7 +121,7 @@ const head = (...content) => h("th", { scope: "row" }, content);
 function bar(label, capacity, reserved, used, format) {
   const share = (value) => (capacity > 0 ? Math.min(100, (100 * value) / capacity) : 0);
   return h("div", { class: "meter" }, [
-    h("span", { class: "meter-text" }, `${format(reserved)} reserved · ${format(used)} used · of ${format(capacity)}`),
+    h("span", { class: "meter-text" }, h("b", {}, label), ` ${format(reserved)} reserved · ${format(used)} used · of ${format(capacity)}`),
     h("span", { class: "bar", role: "img", "aria-label": `${label}: ${Math.round(share(reserved))} % reserved, ${Math.round(share(used))} % used` }, [
       h("span", { class: "bar-reserved", "width%": share(reserved) }),
       h("span", { class: "bar-used", "width%": share(used) }),
@@ -120,16 +133,15 @@ export function machinesTable({ machines = [] }) {
   const rows = machines.map((m) =>
     h("tr", { key: m.name }, [
       head(m.name, h("div", { class: "sub" }, m.up ? "● up" : "○ down", ` · ${plural(m.num_tasks ?? 0, "task")} · ${m.isolation}`)),
-      cell(bar("CPU", m.capacity.cpu_millis ?? 0, m.reserved.cpu_millis ?? 0, m.cpu_used_millis ?? 0, cores)),
-      cell(bar("Memory", m.capacity.memory_bytes ?? 0, m.reserved.memory_bytes ?? 0, m.memory_used_bytes ?? 0, bytes)),
-      cell(
-        m.capacity.accelerators
-          ? `${m.reserved.accelerators ?? 0} / ${m.capacity.accelerators} ${m.accelerators?.[0]?.type ?? ""}`
-          : "none",
-      ),
+      h("td", { class: "wide" }, [
+        bar("Cores", m.capacity.cpu_millis ?? 0, m.reserved.cpu_millis ?? 0, m.cpu_used_millis ?? 0, cores),
+        bar("Memory", m.capacity.memory_bytes ?? 0, m.reserved.memory_bytes ?? 0, m.memory_used_bytes ?? 0, bytes),
+        m.capacity.accelerators &&
+          `${m.reserved.accelerators ?? 0} of ${plural(m.capacity.accelerators, "accelerator")} reserved, ${m.accelerators?.[0]?.type ?? ""}`,
+      ]),
     ]),
   );
-  return table("Machines", ["Machine", "CPU cores", "Memory", "Accelerators"], rows, "No machine has joined yet. The agent starts with tide up.");
+  return table("Machines", ["Machine", "Reserved and used"], rows, "No machine has joined yet. The agent starts with tide up.");
 }
 
 const openButton = (job, open) =>
