@@ -219,6 +219,8 @@ def test_a_silent_control_plane_is_said_and_the_page_comes_back_with_it(tab: Tab
     expect(alert).to_contain_text(re.compile(r"Last seen \d+ s ago"))
     expect(alert).to_contain_text("Tasks and the router go on")
     expect(tab.card("Jobs")).to_contain_text("pretrain")
+    expect(page.locator(".when")).to_contain_text("when last seen")
+    expect(page.get_by_role("banner")).to_contain_text("agent unknown")
     again = FakeServer(tab.cell, tab.server.port)
     try:
         expect(alert).to_have_count(0, timeout=15_000)

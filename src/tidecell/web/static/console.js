@@ -156,11 +156,12 @@ function tokenForm() {
 
 function banner() {
   if (!state.failures) return null;
-  const seen = state.lastSeenMs ? `Last seen ${duration((Date.now() - state.lastSeenMs) / 1000)} ago. ` : "";
-  const what = state.trouble
-    ? `The control plane is in trouble: ${state.trouble}. `
-    : `The control plane does not answer. ${seen}Tasks and the router go on; it finds them again when it is back. `;
-  return h("p", { key: "banner", class: "banner", role: "alert" }, h("strong", {}, "⚠ "), what, "Start it with ", h("code", {}, "tide up"), ".");
+  // The age changes every second; only the rest is worth reading out.
+  const ago = state.lastSeenMs > 0 && `Last seen ${duration((Date.now() - state.lastSeenMs) / 1000)} ago. `;
+  const seen = h("span", { "aria-live": "off" }, ago);
+  const silent = ["The control plane does not answer. ", seen, "Tasks and the router go on; it finds them again when it is back. Start it with ", h("code", {}, "tide up"), "."];
+  const trouble = ["The control plane is in trouble. ", seen, state.trouble];
+  return h("p", { key: "banner", class: "banner", role: "alert", "aria-atomic": "false" }, h("strong", {}, "⚠ "), state.trouble ? trouble : silent);
 }
 
 function tide() {
@@ -173,9 +174,14 @@ function tide() {
     h("div", { class: "card-head" }, h("h2", {}, "The tide"), h("div", { class: "windows", role: "group", "aria-label": "Time shown" }, choices)),
     h("div", { class: "tide-body" }, [
       h("div", chartProps(sample), sample && state.chartWidth > 0 && tideChart({ samples, windowS, width: state.chartWidth, cursor: state.cursorS === null ? null : sample })),
-      sample ? readout(samples, sample, state.cursorS !== null) : h("p", { class: "none" }, "No samples yet: there is one a second."),
+      sample ? readout(samples, sample, when()) : h("p", { class: "none" }, "No samples yet: there is one a second."),
     ]),
   ]);
+}
+
+function when() {
+  if (state.cursorS !== null) return "at the cursor";
+  return state.failures ? "when last seen" : "now";
 }
 
 function chartProps(sample) {
@@ -212,7 +218,7 @@ function page() {
   const nowS = Date.now() / 1000;
   const newest = series.samples.at(-1);
   return [
-    header(known, nowS),
+    header(known, nowS, state.failures > 0),
     banner(),
     known.cell?.repair && h("p", { key: "repair", class: "banner", role: "status" }, `The journal was repaired: ${known.cell.repair}`),
     h("main", { key: "main", class: state.failures ? "stale" : "" }, [

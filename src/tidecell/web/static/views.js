@@ -18,25 +18,28 @@ const STATE_MARKS = {
 export const stateMark = (state) =>
   h("span", { class: `state state-${state.toLowerCase()}` }, h("span", { "aria-hidden": "true" }, STATE_MARKS[state] ?? "?"), ` ${state}`);
 
-const upDown = (name, up) =>
-  h("span", { class: up ? "pill up" : "pill down" }, h("span", { "aria-hidden": "true" }, up ? "●" : "○"), ` ${name} ${up ? "up" : "down"}`);
+// What was last known of a part says nothing once the control plane is silent.
+function upDown(name, up, silent) {
+  const [word, mark] = silent ? ["unknown", "?"] : up ? ["up", "●"] : ["down", "○"];
+  return h("span", { class: `pill ${word}` }, h("span", { "aria-hidden": "true" }, mark), ` ${name} ${word}`);
+}
 
 const bandMark = (band) => h("span", { class: `swatch band-${band}`, "aria-hidden": "true" });
 
 // ------------------------------------------------------------------------------------ header
 
-export function header({ cell, machines }, nowS) {
+export function header({ cell, machines }, nowS, silent) {
   const up = (machines ?? []).filter((m) => m.up);
   const sum = (field, part) => up.reduce((total, m) => total + (m[field]?.[part] ?? 0), 0);
   const gpus = sum("capacity", "accelerators");
   return h("header", { class: "top", key: "header" }, [
     h("h1", {}, "tide", h("span", {}, "cell")),
     cell && [
-      h("div", { class: "pills" }, upDown("agent", cell.agent_up), upDown("router", cell.router_up)),
+      h("div", { class: "pills" }, upDown("agent", cell.agent_up, silent), upDown("router", cell.router_up, silent)),
       h("dl", { class: "facts" }, [
         fact("capacity", [`${cores(sum("capacity", "cpu_millis"))} cores · ${bytes(sum("capacity", "memory_bytes"))}`, gpus > 0 && ` · ${plural(gpus, "accelerator")}`]),
         fact("epoch", number(cell.epoch)),
-        fact("up for", duration(nowS - cell.started_s)),
+        !silent && fact("up for", duration(nowS - cell.started_s)),
         fact("router", cell.router_url),
         fact("home", h("span", { title: cell.home }, cell.home)),
         fact("version", cell.version),
@@ -50,11 +53,11 @@ const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value)
 // ----------------------------------------------------------------------------------- readout
 
 // The chart's legend, with the values at the cursor, or the newest ones.
-export function readout(samples, sample, atCursor) {
+export function readout(samples, sample, when) {
   const reserved = BANDS.reduce((sum, band) => sum + (sample.reserved_by_band?.[band] ?? 0), 0);
   const used = Object.values(sample.jobs ?? {}).reduce((sum, j) => sum + (j.used_cpu_millis ?? 0), 0);
   return h("div", { class: "readout" }, [
-    h("p", { class: "when" }, h("strong", {}, clock(sample.at_s)), atCursor ? " at the cursor" : " now"),
+    h("p", { class: "when" }, h("strong", {}, clock(sample.at_s)), ` ${when}`),
     h("dl", { "data-readout": "capacity" }, [
       ...[...BANDS].reverse().map((band) => row(bandMark(band), band, cores(sample.reserved_by_band?.[band]))),
       row(h("span", { class: "swatch free", "aria-hidden": "true" }), "free", cores(sample.capacity_cpu_millis - reserved)),
