@@ -119,12 +119,21 @@ def carry_out(snapshot: Snapshot, plan: Plan) -> Snapshot:
 
     changed = {uid for uid, _ in (*placed, *removed)}
     jobs = tuple(
-        replace(job, tasks=tuple(after(job, t) for t in job.tasks)) if job.uid in changed else job
+        replace(job, tasks=tuple(after(job, t) for t in job.tasks), ends_by_s=_ends_by_s(snapshot, job))
+        if job.uid in changed
+        else job
         for job in snapshot.jobs
     )
     gone = {*plan.withdrawals, *placed, *((c.uid, c.index) for c in plan.claims)}
     claims = [c for c in snapshot.claims if (c.uid, c.index) not in gone]
     return replace(snapshot, jobs=jobs, claims=(*claims, *plan.claims))
+
+
+def _ends_by_s(snapshot: Snapshot, job: JobView) -> float:
+    """Return when a job ends at the latest; the clock of one that starts only now starts now."""
+    limit_s = job.spec.max_duration_s
+    runs = any(t.machine for t in job.tasks)
+    return job.ends_by_s if runs or not limit_s else max(job.ends_by_s, snapshot.now_s + limit_s)
 
 
 def vacate(snapshot: Snapshot) -> Snapshot:
