@@ -469,6 +469,8 @@ class Agent:
         oom = task.over_memory or isolation.oom_killed(group)
         worked_on = task.said_hello and not task.released
         completed = task.stop is not None and exit_code == 0 and worked_on and not lost
+        # `tide down` is an interruption, not a failure: the job goes on with the next `tide up`.
+        lost = lost or (self.stopping and task.stop is not None)
         self._leave_group(task)
         self._tell(
             TaskDown(
