@@ -64,7 +64,7 @@ def test_a_setting_that_appears_or_goes_is_a_change(tmp_path: Path) -> None:
     assert changed_fields(before, now) == [
         "lora.alpha None -> 16.0",
         "lora.rank None -> 2",
-        "lora.targets None -> ['q_proj']",
+        "lora.targets None -> ('q_proj',)",
     ]
     assert changed_fields(before, before) == []
 
