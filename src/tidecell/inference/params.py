@@ -52,6 +52,11 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.temperature == 0.0 or self.top_k == 1
 
     @property
+    def cuts_tail(self) -> bool:
+        """Whether tokens are kept by their rank."""
+        return self.top_k > 0 or self.top_p < 1.0
+
+    @property
     def changes_logits(self) -> bool:
         """Whether penalties or a bias are asked for."""
         return bool(

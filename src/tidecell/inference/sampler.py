@@ -74,31 +74,58 @@ def _adjust(logits_V: torch.Tensor, row: Row) -> None:
 
 
 def _draw(logits_RV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """Draw a token per row by inverting the cumulative distribution of what is kept."""
+    """Draw a token per row. Sorting a vocabulary is dear: only rows that cut its tail are sorted."""
     column = [[row.params.temperature] for row in rows]
     logits_RV = logits_RV / torch.tensor(column, dtype=torch.float32, device=logits_RV.device)
-    # Stable, so that equal logits keep the order of their tokens on every device and batch.
-    sorted_RK, tokens_RK = logits_RV.sort(dim=-1, descending=True, stable=True)
-    probs_RK = torch.softmax(sorted_RK.double(), dim=-1)
-    probs_RK = probs_RK.masked_fill(~_kept(probs_RK, rows), 0.0)
-    ends_RK = probs_RK.cumsum(dim=-1)
-    luck = [[uniform(row.params.seed, len(row.output))] for row in rows]
-    marks_R1 = torch.tensor(luck, dtype=torch.float64, device=ends_RK.device) * ends_RK[:, -1:]
+    cutting = [r for r, row in enumerate(rows) if row.params.cuts_tail]
+    whole = [r for r, row in enumerate(rows) if not row.params.cuts_tail]
+    tokens = [0] * len(rows)
+    if whole:
+        chosen = [rows[r] for r in whole]
+        probs_RV = torch.softmax(logits_RV[whole].double(), dim=-1)
+        floor_R1 = _column([row.params.min_p for row in chosen], probs_RV) * probs_RV.amax(-1, keepdim=True)
+        picks_R1 = _invert(probs_RV.masked_fill(probs_RV < floor_R1, 0.0), chosen)
+        _place(tokens, whole, picks_R1)
+    if cutting:
+        chosen = [rows[r] for r in cutting]
+        # Stable, so that equal logits keep the order of their tokens on every device and batch.
+        sorted_RK, tokens_RK = logits_RV[cutting].sort(dim=-1, descending=True, stable=True)
+        probs_RK = torch.softmax(sorted_RK.double(), dim=-1)
+        picks_R1 = _invert(probs_RK.masked_fill(~_kept(probs_RK, chosen), 0.0), chosen)
+        _place(tokens, cutting, tokens_RK.gather(-1, picks_R1))
+    return tokens
+
+
+def _place(tokens: list[int], where: Sequence[int], values_R1: torch.Tensor) -> None:
+    for r, token in zip(where, values_R1.flatten().tolist(), strict=True):
+        tokens[r] = token
+
+
+def _invert(weights_RK: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Return per row the first index whose cumulated weight exceeds the row's luck."""
+    ends_RK = weights_RK.cumsum(dim=-1)
+    luck = [uniform(row.params.seed, len(row.output)) for row in rows]
+    marks_R1 = _column(luck, ends_RK) * ends_RK[:, -1:]
+    # The mark is below the last end, so what is found has a weight; rounding may only bring it level.
     picks_R1 = torch.searchsorted(ends_RK, marks_R1, right=True)
-    # Rounding may put a mark past the last kept token, whose end equals all ends after it.
-    last_R1 = (probs_RK > 0).sum(dim=-1, keepdim=True) - 1
-    return tokens_RK.gather(-1, torch.minimum(picks_R1, last_R1)).squeeze(-1).tolist()
+    size = weights_RK.shape[-1]
+    last_R1 = size - 1 - (weights_RK > 0).flip(-1).int().argmax(dim=-1, keepdim=True)
+    return torch.minimum(picks_R1, last_R1)
+
+
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
 
 
 def _kept(probs_RK: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Return which tokens, likeliest first, pass top-k, top-p and min-p; the likeliest always does."""
-    device = probs_RK.device
     size = probs_RK.shape[-1]
-    top_k = torch.tensor([[row.params.top_k or size] for row in rows], device=device)
-    top_p = torch.tensor([[row.params.top_p] for row in rows], dtype=torch.float64, device=device)
-    min_p = torch.tensor([[row.params.min_p] for row in rows], dtype=torch.float64, device=device)
+    top_k = _column([row.params.top_k or size for row in rows], probs_RK)
+    top_p = _column([row.params.top_p for row in rows], probs_RK)
+    min_p = _column([row.params.min_p for row in rows], probs_RK)
     before_RK = probs_RK.cumsum(dim=-1) - probs_RK
-    kept_RK = (torch.arange(size, device=device) < top_k) & (probs_RK >= min_p * probs_RK[:, :1])
+    kept_RK = torch.arange(size, device=probs_RK.device) < top_k
+    kept_RK &= probs_RK >= min_p * probs_RK[:, :1]
     kept_RK &= (before_RK < top_p) | (top_p >= 1.0)
     kept_RK[:, 0] = True
     return kept_RK
