@@ -111,7 +111,7 @@ def _victims(view: PlanView) -> list[tuple[str, ...]]:
     jobs: dict[str, list[PlannedVictim]] = {}
     for victim in view.victims:
         jobs.setdefault(victim.job, []).append(victim)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for job, tasks in jobs.items():
         size = min(v.new_size for v in tasks)
         machines = ", ".join(sorted({v.machine for v in tasks}))
