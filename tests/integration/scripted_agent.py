@@ -169,7 +169,7 @@ class ScriptedAgent:
     def _take(self, index: int, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "report":
-            self.reports.append({**message["data"], "at": time.monotonic()})
+            self.reports.append({**message["data"], "at_agent": time.monotonic()})
             return
         self._note(kind, index)
         if kind == "ready":

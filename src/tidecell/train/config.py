@@ -67,8 +67,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     kind: str = "cosine"
-    lr: float = 3e-3
-    warmup_steps: int = 20
+    lr: float = 1.5e-3
+    warmup_steps: int = 30
     floor: float = 0.1
     decay_share: float = 0.2
 
@@ -86,6 +86,10 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One training, from nothing (``kind: train``) or of a model that exists (``kind: tune``).
+
+    Defaults suit two million parameters and the source of Python's library on a CPU. Tried there with 614,000
+    to 655,000 tokens each (bits per character, cosine): rows per step 8, lr 1.5e-3: 1.936, 2e-3: 1.940,
+    3e-3: 2.11; rows per step 16, lr 1e-3: 2.016, 1.5e-3: 1.983, 3e-3: 2.07, 6e-3: 2.25. Many small steps win.
 
     Attributes:
         run_dir: Where checkpoints, metrics and the model go.
@@ -112,10 +116,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     shape: Shape = Shape()
     base_model: str = ""
     lora: Lora | None = None
-    num_steps: int = 400
+    num_steps: int = 600
     stop_at_step: int = 0
     num_vranks: int = 4
-    micro_batch: int = 4
+    micro_batch: int = 2
     seq_len: int = 128
     schedule: Schedule = Schedule()
     weight_decay: float = 0.1
