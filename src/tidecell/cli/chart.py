@@ -14,9 +14,11 @@ from tidecell.structs.errors import TidecellError
 
 @click.command()
 @click.option("--since", default="10m", show_default=True, help="How far back.")
-@click.option("-o", "--out", "path", default="tide.png", show_default=True, help="Where the picture goes.")
+@click.option("-o", "--output", "path", default="tide.png", show_default=True, help="Where the picture goes.")
 @click.option("--title", default="", help="Title of the picture.")
-@click.option("--mark", "marks", multiple=True, metavar="EPOCH=TEXT", help="A line at a moment; may be repeated.")
+@click.option(
+    "--mark", "marks", multiple=True, metavar="EPOCH=TEXT", help="A line at a moment; may be repeated."
+)
 def chart(since: str, path: str, title: str, marks: tuple[str, ...]) -> None:
     """Draw capacity by band, requests and training throughput over time."""
     from tidecell.web.chart import draw_tide
@@ -42,5 +44,6 @@ def _mark(text: str) -> tuple[float, str]:
         return float(moment), label if separator else ""
     except ValueError:
         raise TidecellError(
-            f"--mark {text}: {moment!r} is no moment", "give seconds since the epoch: --mark 1767225600=deploy"
+            f"--mark {text}: {moment!r} is no moment",
+            "give seconds since the epoch: --mark 1767225600=deploy",
         ) from None

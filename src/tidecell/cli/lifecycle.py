@@ -57,9 +57,9 @@ def bring_up(home: Home, config: Config) -> float:
 def _services(home: Home, config: Config) -> list[wire.Supervise]:
     python, path = sys.executable, str(home.path)
     control = (python, "-m", "tidecell.server", "--home", path)
-    router = (python, "-m", "tidecell.traffic.router", "--home", path, "--port", str(config.router_port))
-    router += ("--control", str(home.socket_path("router")))
-    return [wire.Supervise("control", control), wire.Supervise("router", router)]
+    router = (python, "-m", "tidecell.traffic.router", "--home", path, "--host", config.host)
+    ports = ("--port", str(config.router_port), "--control", str(home.socket_path("router")))
+    return [wire.Supervise("control", control), wire.Supervise("router", (*router, *ports))]
 
 
 def _with_ports(home: Home, config: Config) -> Config:

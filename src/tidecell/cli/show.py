@@ -19,9 +19,7 @@ from tidecell.structs.job import TaskState
 # Where nobody watches, lines are not cut to a terminal that is not there.
 _WIDE = 240
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
-err = Console(
-    stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else _WIDE
-)
+err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else _WIDE)
 
 _STYLES = {
     TaskState.RUNNING: "green",

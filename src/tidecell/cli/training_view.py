@@ -98,10 +98,10 @@ def print_summary(config: TrainConfig, card: dict[str, Any]) -> None:
         f"\n{config.name}   {card['steps']} steps, {card['tokens']:,} tokens, "
         f"{card['num_parameters']:,} parameters"
     )
-    out.print(
-        f"  validation   loss {card['val_loss']:.3f}   perplexity {card['perplexity']:.1f}   "
-        f"{card['bits_per_char']:.3f} bits per character"
-    )
+    quality = f"  validation   loss {card['val_loss']:.3f}   perplexity {card['perplexity']:.1f}"
+    if "bits_per_char" in card:
+        quality += f"   {card['bits_per_char']:.3f} bits per character"
+    out.print(quality)
     out.print(f"  digest       {card['digest']}")
     out.print(f"  model        {run_dir / 'model'}")
     if config.lora is not None:

@@ -245,8 +245,15 @@ def _describe_needs(unit: Unit) -> str:
 
 
 def _describe_free(run: _Pass) -> str:
-    parts = [f"{name}: {run.board.free_for(name).describe()}" for name in sorted(run.board.slots)]
-    return "; ".join(parts[:4]) + ("; ..." if len(parts) > 4 else "")
+    names = sorted(run.board.slots)
+    parts = [f"{name}: {_with_cpu(run.board.free_for(name))}" for name in names[:4]]
+    return "; ".join(parts) + ("; ..." if len(names) > 4 else "")
+
+
+def _with_cpu(free: Resources) -> str:
+    """Say also that there is no cpu, which a request's description would leave out."""
+    text = free.describe()
+    return text if free.cpu_millis or " cpu" in text else f"0 cpu, {text}"
 
 
 def shadow_start_s(snapshot: Snapshot, job: JobView, count: int) -> float:

@@ -52,7 +52,6 @@ from tidecell.structs.errors import (
 )
 from tidecell.structs.job import JobSpec, Priority, Replicas
 from tidecell.structs.messages import JobChanged, JobStopRequested, JobSubmitted
-from tidecell.telemetry import log_line
 from tidecell.web.app import routes as console_routes
 
 MAX_BODY_BYTES = 4 << 20
