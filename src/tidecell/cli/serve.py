@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tidecell.inference.outputs import Output
 
 _LOOK_EVERY_S = 1.0  # how often the line that shows progress changes
+_BROKEN_ATTEMPTS = 3  # starts after which one that was never ready is taken for broken
 
 
 @click.command()
@@ -117,6 +118,7 @@ def _wait_ready(client: Client, job: JobStatus) -> JobStatus:
                 waits = f", waits: {job.message}" if job.message else ""
                 line.update(f"{job.name}: {job.state.value}, {job.ready} of {job.replicas.min} ready{waits}")
                 job = client.wait(job.uid, until="ready", timeout_s=_LOOK_EVERY_S)
+                _give_up_if_broken(client, job)
         except KeyboardInterrupt:
             err.print(f"{job.name} goes on starting; stop it: tide stop {job.name}")
             raise
@@ -124,6 +126,19 @@ def _wait_ready(client: Client, job: JobStatus) -> JobStatus:
         text = f"service '{job.name}' {job.state.value}" + (f": {job.message}" if job.message else "")
         raise TidecellError(text, f"its output: tide logs {job.name}")
     return job
+
+
+def _give_up_if_broken(client: Client, job: JobStatus) -> None:
+    """Raise when replicas end again and again before one was ready; the cell goes on trying."""
+    if job.ready or not any(task.attempt >= _BROKEN_ATTEMPTS for task in job.tasks):
+        return
+    text = "".join(line.text for line in client.logs(job.uid, tail=40, stream="err"))
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    why = f": {errors[-1].removeprefix('error: ')}" if errors else ""
+    raise TidecellError(
+        f"replicas of '{job.name}' end before they are ready{why}",
+        f"their output: tide logs {job.name}; the cell goes on trying until you say: tide stop {job.name}",
+    )
 
 
 def _print_usage(job: JobStatus, url: str, token: str, model: str) -> None:

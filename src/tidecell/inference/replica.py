@@ -74,6 +74,7 @@ class Replica:
         config = uvicorn.Config(
             app,
             lifespan="off",
+            ws="none",  # importing it costs a tenth of a second
             log_level="warning",
             access_log=False,
             timeout_keep_alive=120,
