@@ -7,8 +7,8 @@ from __future__ import annotations
 from tidecell.cell.state import CellState, Job
 from tidecell.cell.usage import machine_use
 from tidecell.structs.errors import InvariantError
-from tidecell.structs.job import ACTIVE, Band, TaskState
-from tidecell.structs.messages import TaskRef
+from tidecell.structs.job import ACTIVE, Cause, TaskState
+from tidecell.structs.messages import Event, TaskNoticed, TaskRef
 
 
 def check_state(state: CellState) -> None:
@@ -19,6 +19,21 @@ def check_state(state: CellState) -> None:
     for job in state.jobs.values():
         _job(state, job)
     _claims(state)
+
+
+def check_event(state: CellState, event: Event) -> None:
+    """Raise InvariantError if an event must not be decided in this state.
+
+    4 and 9. Nobody gives way but to a strictly higher band, so production never to production. Bands may
+    change later, while the victim is still leaving; so this is checked when it is decided.
+    """
+    if not isinstance(event, TaskNoticed) or event.cause is not Cause.PREEMPT:
+        return
+    job, by = state.jobs[event.ref.uid], state.find(event.by)
+    _require(by is not None and by.live, f"'{job.uid}' gives way to '{event.by}', which is not live", job)
+    if by is not None:
+        mine, other = job.spec.priority, by.spec.priority
+        _require(mine.band < other.band, f"'{job.uid}' ({mine}) gives way to '{by.uid}' ({other})", job)
 
 
 def _require(truth: bool, message: str, job: Job | None = None) -> None:
@@ -74,17 +89,6 @@ def _job(state: CellState, job: Job) -> None:
             job,
         )
         _require(not task.active or task.machine != "", f"task {job.uid}/{task.index} runs nowhere", job)
-        _preempted_fairly(state, job, task.notice.by if task.notice else "")
-
-
-def _preempted_fairly(state: CellState, job: Job, by: str) -> None:
-    """4 and 9. Production is preempted by nobody but monitoring; a beneficiary is in a higher band."""
-    beneficiary = state.find(by) if by else None
-    if beneficiary is None or not beneficiary.live:
-        return
-    band, other = job.spec.priority.band, beneficiary.spec.priority.band
-    if other is Band.PRODUCTION:
-        _require(band is not Band.PRODUCTION, f"'{job.uid}' of production gives way to production", job)
 
 
 def _claims(state: CellState) -> None:

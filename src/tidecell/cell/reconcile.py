@@ -20,6 +20,7 @@ from tidecell.structs.messages import (
 )
 
 STOP_AFTER_DRAIN_S = 5.0  # what a replica gets to end itself once its drain time is over
+GANG_REPAIR_S = 60.0  # how long survivors of a broken gang wait for the missing replicas to start again
 
 
 def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
@@ -96,6 +97,8 @@ def _tell_leavers(state: CellState, job: Job, now_s: float, decision: Decision) 
     stop = job.stopping
     if stop is not None:
         leavers, cause, size = staying, stop.cause, 0
+    elif _gang_is_given_up(job, now_s):
+        leavers, cause, size = staying, Cause.RESIZE, 0
     else:
         leavers = [t for t in staying if t.index >= job.desired]
         cause, size = Cause.RESIZE, len(staying) - len(leavers)
@@ -106,6 +109,22 @@ def _tell_leavers(state: CellState, job: Job, now_s: float, decision: Decision) 
         decision.events.append(TaskNoticed(state.ref(job, task), cause, now_s + grace_s, size))
     if leavers:
         decision.touched = {job.uid}
+
+
+def _gang_is_given_up(job: Job, now_s: float) -> bool:
+    """Whether a gang has been below its minimum for too long: then it starts again as a whole.
+
+    Its survivors can do nothing alone and hold what others could use. A service's replicas can.
+    """
+    if job.spec.is_service or any(t.notice is not None for t in job.tasks):
+        return False
+    done = sum(1 for t in job.tasks if t.state is TaskState.SUCCEEDED)
+    size = len(job.staying_tasks())
+    if not 0 < size < min(job.spec.replicas.min, job.desired) - done:
+        return False
+    # Replicas that were never started are those of somebody's wish for more: no reason to stop what runs.
+    gone = [t for t in job.tasks[: job.desired] if t.state is TaskState.PENDING and t.ended_s]
+    return bool(gone) and all(now_s >= max(t.ended_s, t.not_before_s) + GANG_REPAIR_S for t in gone)
 
 
 def _stop_leavers(state: CellState, job: Job, now_s: float, decision: Decision) -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tidecell.cell.invariants import check_state
+from tidecell.cell.invariants import check_event, check_state
 from tidecell.cell.journal import Journal
 from tidecell.cell.reconcile import reconcile
 from tidecell.cell.snapshot import take_snapshot
@@ -106,6 +106,8 @@ class Runtime:
 
     def _take(self, decision: Decision, now_s: float, outcome: Outcome) -> None:
         for event in decision.events:
+            if self._debug:
+                check_event(self.state, event)
             apply(self.state, event, now_s)
         outcome.events += decision.events
         outcome.commands += decision.commands

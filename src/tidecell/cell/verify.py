@@ -25,6 +25,7 @@ from tidecell.structs.messages import (
     TaskPlaced,
     TaskRef,
 )
+from tidecell.structs.resources import Resources
 
 
 @dataclass
@@ -127,6 +128,8 @@ def _by_beneficiary(plan: Plan) -> list[tuple[str, list[Removal], list[Claim]]]:
 def _removals_hold(state: CellState, by: Job, removals: list[Removal], claims: list[Claim]) -> bool:
     if any(_pending_and_wanted(by, claim.index) is None for claim in claims):
         return False
+    if not _claims_fit(state, by, removals, claims):
+        return False
     for removal in removals:
         job = state.jobs.get(removal.uid)
         if job is None or not job.live or removal.index >= len(job.tasks):
@@ -137,6 +140,26 @@ def _removals_hold(state: CellState, by: Job, removals: list[Removal], claims: l
         if job.spec.priority.band >= by.spec.priority.band:
             return False
     return True
+
+
+def _claims_fit(state: CellState, by: Job, removals: list[Removal], claims: list[Claim]) -> bool:
+    """Whether what is to be held will be there: free now, or when those that leave have left."""
+    leaving = {(removal.uid, removal.index) for removal in removals}
+    mine = {(by.uid, claim.index) for claim in claims}
+    for name in {claim.machine for claim in claims}:
+        machine = state.machines.get(name)
+        if machine is None or not machine.up:
+            return False
+        held = [c for k, c in state.claims.items() if c.machine == name and k not in mine]
+        used = Resources()
+        for claim in (*held, *(c for c in claims if c.machine == name)):
+            used = used + claim.resources
+        for job in state.live_jobs():
+            stays = [t for t in job.staying_tasks() if (job.uid, t.index) not in leaving]
+            used = used + job.spec.resources.times(sum(1 for t in stays if t.machine == name))
+        if not used.fits(machine.spec.capacity):
+            return False
+    return all(claim.resources == by.spec.resources for claim in claims)
 
 
 def _remove(
