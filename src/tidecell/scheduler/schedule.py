@@ -38,17 +38,10 @@ class Unit:
         """Indices of its tasks."""
         return [t.index for t in self.tasks]
 
-    def order(self) -> tuple[int, int, int, float, str, int]:
-        """Sort key: what is served first."""
+    def order(self) -> tuple[int, int, int, float]:
+        """Sort key: what is served first. Equal keys keep the snapshot's order: first come, first served."""
         priority = self.job.spec.priority
-        return (
-            -int(priority.band),
-            int(self.growth),
-            -priority.order,
-            self.job.submitted_s,
-            self.job.uid,
-            self.tasks[0].index,
-        )
+        return (-int(priority.band), int(self.growth), -priority.order, self.job.submitted_s)
 
 
 @dataclass
