@@ -24,7 +24,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,29 +35,17 @@ from tidecell.engines import isolation, process, wire
 from tidecell.engines.discover import discover_machine
 from tidecell.engines.groups import Group
 from tidecell.engines.ledger import Ledger, Running
+from tidecell.engines.links import Link, Switchboard
+from tidecell.engines.services import Supervisor
 from tidecell.structs.job import Band, Cause
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import StartTask, StopTask, TaskDown, TaskRef, TaskUp
 from tidecell.telemetry import log_line
 
 MEASURE_EVERY_S = 1.0
-LINE_LIMIT = 8 << 20
 NICENESS = {Band.MONITORING: 0, Band.PRODUCTION: 0, Band.BATCH: 5, Band.BEST_EFFORT: 10}
-SERVICE_BACKOFF_MAX_S = 10.0
 
-_encode = msgspec.json.Encoder().encode
 _to_agent: msgspec.json.Decoder[wire.ToAgent] = msgspec.json.Decoder(wire.ToAgent)
-
-
-@dataclass(eq=False)
-class Link:
-    """One connection: a control plane's or a task's."""
-
-    sock: socket.socket
-    inbox: bytearray = field(default_factory=bytearray)
-    outbox: bytearray = field(default_factory=bytearray)
-    is_control: bool = False
-    task: Task | None = None
 
 
 @dataclass(eq=False)
@@ -76,17 +64,6 @@ class Task:
     over_memory: bool = False
 
 
-@dataclass(eq=False)
-class Service:
-    """One of the cell's own processes."""
-
-    name: str
-    argv: tuple[str, ...]
-    pid: int = 0
-    started_s: float = 0.0
-    failures: int = 0
-
-
 class Agent:
     """All of the agent's state and its loop."""
 
@@ -97,11 +74,11 @@ class Agent:
         self.machine = msgspec.structs.replace(machine, isolation=self.isolation.word)
         self.ledger = Ledger(home / "agent" / "ledger.jsonl")
         self.selector = selectors.DefaultSelector()
+        self.board = Switchboard(self.selector, self._read_line, self._link_closed)
+        self.services = Supervisor(home, self.ledger, self._later, lambda: self.stopping)
         self.tasks: dict[int, Task] = {}
         self.by_ref: dict[TaskRef, Task] = {}
         self.groups: dict[str, Group] = {}
-        self.services: dict[str, Service] = {}
-        self.links: set[Link] = set()
         self.control: Link | None = None
         self.timers: list[tuple[float, int, Callable[[], None]]] = []
         self.counter = itertools.count()
@@ -118,22 +95,16 @@ class Agent:
         signal.signal(signal.SIGTERM, lambda *_: self.begin_shutdown(10.0))
         signal.signal(signal.SIGINT, lambda *_: self.begin_shutdown(10.0))
         _become_subreaper()
-        self.selector.register(wake_r, selectors.EVENT_READ, lambda: os.read(wake_r, 4096))
-        self._listen()
+        self.selector.register(wake_r, selectors.EVENT_READ, lambda mask: os.read(wake_r, 4096))
+        self.board.listen(self.home.socket_path("agent"))
         self._adopt()
-        while not (self.stopping and not self.tasks and not self._service_pids()):
+        while not (self.stopping and not self.tasks and not self.services.pids()):
             self._turn()
-        for link in list(self.links):
-            self._flush(link)
 
     def _turn(self) -> None:
         timeout_s = self._next_due_s() - time.time()
         for key, mask in self.selector.select(max(0.0, min(timeout_s, 3600.0))):
-            handler = key.data
-            if isinstance(handler, Link):
-                self._serve_link(handler, mask)
-            else:
-                handler()
+            key.data(mask)
         self._reap()
         now = time.time()
         while self.timers and self.timers[0][0] <= now:
@@ -149,50 +120,7 @@ class Agent:
     def _later(self, at_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self.timers, (at_s, next(self.counter), action))
 
-    def _listen(self) -> None:
-        path = self.home.socket_path("agent")
-        path.unlink(missing_ok=True)
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        old_mask = os.umask(0o177)
-        try:
-            server.bind(str(path))
-        finally:
-            os.umask(old_mask)
-        server.listen(256)
-        server.setblocking(False)
-        self.selector.register(server, selectors.EVENT_READ, lambda: self._accept(server))
-
     # -------------------------------------------------------------------------- connections
-
-    def _accept(self, server: socket.socket) -> None:
-        with contextlib.suppress(BlockingIOError):
-            sock, _ = server.accept()
-            sock.setblocking(False)
-            link = Link(sock)
-            self.links.add(link)
-            self.selector.register(sock, selectors.EVENT_READ, link)
-
-    def _serve_link(self, link: Link, mask: int) -> None:
-        if mask & selectors.EVENT_WRITE:
-            self._flush(link)
-        if not mask & selectors.EVENT_READ or link not in self.links:
-            return
-        try:
-            data = link.sock.recv(1 << 18)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._close(link)
-            return
-        link.inbox += data
-        while link in self.links and (end := link.inbox.find(b"\n")) >= 0:
-            line = bytes(link.inbox[:end])
-            del link.inbox[: end + 1]
-            self._read_line(link, line)
-        if len(link.inbox) > LINE_LIMIT:
-            self._close(link)
 
     def _read_line(self, link: Link, line: bytes) -> None:
         """A control plane's lines are typed strictly; a task's are free, and bad ones are dropped."""
@@ -212,35 +140,13 @@ class Agent:
             return
         self._from_control(link, message)
 
-    def _send(self, link: Link, message: Any) -> None:
-        link.outbox += _encode(message) + b"\n"
-        self._flush(link)
-
-    def _flush(self, link: Link) -> None:
-        try:
-            while link.outbox:
-                sent = link.sock.send(link.outbox)
-                del link.outbox[:sent]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._close(link)
-            return
-        if link in self.links:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.outbox else 0)
-            self.selector.modify(link.sock, events, link)
-
-    def _close(self, link: Link) -> None:
-        if link not in self.links:
-            return
-        self.links.discard(link)
-        self.selector.unregister(link.sock)
-        link.sock.close()
+    def _link_closed(self, link: Link) -> None:
         if self.control is link:
             self.control = None
-        if link.task is not None and link.task.link is link:
-            link.task.link = None
-            self._leave_group(link.task)  # the end of the stream tells of a crash before the status does
+        task = link.owner
+        if isinstance(task, Task) and task.link is link:
+            task.link = None
+            self._leave_group(task)  # the end of the stream tells of a crash before the status does
 
     # ------------------------------------------------------------------------ control plane
 
@@ -248,7 +154,7 @@ class Agent:
         if isinstance(message, wire.Attach):
             self._attach(link, message.epoch)
         elif isinstance(message, wire.Supervise):
-            self._supervise(message)
+            self.services.keep(message.name, message.argv)
         elif isinstance(message, wire.Shutdown):
             self.begin_shutdown(message.grace_s)
         elif link is not self.control:
@@ -262,23 +168,22 @@ class Agent:
 
     def _attach(self, link: Link, epoch: int) -> None:
         if epoch < self.ledger.epoch:
-            self._send(link, wire.Refused(self.ledger.epoch))
+            self.board.send(link, wire.Refused(self.ledger.epoch))
             return
         old, self.control = self.control, link
         if old is not None and old is not link:
-            self._close(old)
-        link.is_control = True
+            self.board.close(old)
         self.ledger.set_epoch(epoch)
         known = set(self.by_ref)
         known.update(t.body.ref for t in self.ledger.untold)
-        self._send(link, wire.Attached(self.machine, tuple(sorted(known))))
+        self.board.send(link, wire.Attached(self.machine, tuple(sorted(known))))
         for told in self.ledger.untold:
-            self._send(link, wire.Happened(told.seq, told.body))
+            self.board.send(link, wire.Happened(told.seq, told.body))
 
     def _tell(self, body: TaskUp | TaskDown) -> None:
         told = self.ledger.tell(body)
         if self.control is not None:
-            self._send(self.control, wire.Happened(told.seq, told.body))
+            self.board.send(self.control, wire.Happened(told.seq, told.body))
 
     # -------------------------------------------------------------------------------- tasks
 
@@ -383,7 +288,7 @@ class Agent:
             "new_size": command.new_size,
             "by": command.by,
         }
-        self._send(task.link, notice)
+        self.board.send(task.link, notice)
 
     def _terminate(self, task: Task) -> None:
         if task.running.pid in self.tasks:
@@ -407,14 +312,14 @@ class Agent:
             ref = TaskRef(str(raw["uid"]), int(raw["index"]), int(raw["epoch"]))
             task = self.by_ref.get(ref)
             if task is None:
-                self._close(link)  # not a start of ours: a leftover of an older epoch
+                self.board.close(link)  # not a start of ours: a leftover of an older epoch
                 return
-            link.task, task.link, task.said_hello = task, link, True
+            link.owner, task.link, task.said_hello = task, link, True
             if task.stop is not None:
                 self._give_notice(task, task.stop)
             return
-        task = link.task
-        if task is None:
+        task = link.owner
+        if not isinstance(task, Task):
             return
         if kind == "ready":
             group = self._group(task)
@@ -423,7 +328,7 @@ class Agent:
         elif kind == "released":
             task.released = True
         elif kind == "report" and self.control is not None and isinstance(raw.get("data"), dict):
-            self._send(self.control, wire.Reported(task.ref, time.time(), raw["data"]))
+            self.board.send(self.control, wire.Reported(task.ref, time.time(), raw["data"]))
 
     def _group(self, task: Task) -> Group:
         return self.groups.setdefault(task.ref.uid, Group(task.running.min_members))
@@ -434,7 +339,7 @@ class Agent:
         members = {m["index"] for m in message["members"]}
         for task in list(self.tasks.values()):
             if task.ref.uid == uid and task.ref.index in members and task.link is not None:
-                self._send(task.link, message)
+                self.board.send(task.link, message)
 
     def _leave_group(self, task: Task) -> None:
         group = self.groups.get(task.ref.uid)
@@ -455,9 +360,7 @@ class Agent:
             self._ended(pid, process.exit_code_of(status))
 
     def _ended(self, pid: int, exit_code: int, lost: bool = False) -> None:
-        service = next((s for s in self.services.values() if s.pid == pid), None)
-        if service is not None:
-            self._service_ended(service, exit_code)
+        if self.services.ended(pid, exit_code):
             return
         task = self.tasks.pop(pid, None)
         if task is None:
@@ -483,7 +386,7 @@ class Agent:
             )
         )
         if task.link is not None:
-            task.link.task = None
+            task.link.owner = None
         if not any(t.ref.uid == task.ref.uid for t in self.tasks.values()):
             self.groups.pop(task.ref.uid, None)
         if group is not None and not isolation.remove_group(group):
@@ -496,15 +399,12 @@ class Agent:
             isolation.kill_group(Path(task.running.cgroup))
             return
         for seen in process.process_table():
-            if seen.parent != os.getpid() or seen.pid in self.tasks or self._is_service(seen.pid):
+            if seen.parent != os.getpid() or seen.pid in self.tasks or seen.pid in self.services.pids():
                 continue
             if process.environ_of(seen.pid).get("TIDECELL_EPOCH") == str(task.ref.epoch):
                 process.signal_group(seen.session, signal.SIGKILL)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(seen.pid, signal.SIGKILL)
-
-    def _is_service(self, pid: int) -> bool:
-        return any(s.pid == pid for s in self.services.values())
 
     # ----------------------------------------------------------------------- after a restart
 
@@ -529,52 +429,14 @@ class Agent:
     def _watch(self, task: Task) -> None:
         fd = os.pidfd_open(task.running.pid)
 
-        def gone() -> None:
+        def gone(mask: int) -> None:
             self.selector.unregister(fd)
             os.close(fd)
             self._ended(task.running.pid, -1, lost=True)
 
         self.selector.register(fd, selectors.EVENT_READ, gone)
 
-    # ------------------------------------------------------------------ the cell's own processes
-
-    def _supervise(self, message: wire.Supervise) -> None:
-        known = self.services.get(message.name)
-        if known is not None and known.pid:
-            return
-        self.services[message.name] = Service(message.name, message.argv)
-        self._start_service(self.services[message.name])
-
-    def _start_service(self, service: Service) -> None:
-        if self.stopping or service.pid:
-            return
-        log = self.home / "log" / f"{service.name}.log"
-        env = {**os.environ, "TIDECELL_HOME": str(self.home.path)}
-        launch = process.Launch(service.argv, env, str(self.home.path), log, log, measured=False)
-        try:
-            service.pid = process.start(launch)
-        except process.StartError as error:
-            log_line(f"agent: {service.name}: {error}")
-            self._service_ended(service, 127)
-            return
-        service.started_s = time.time()
-        seen = process.look_at(service.pid)
-        self.ledger.started(Running(service.pid, seen.start_ticks if seen else 0, service=service.name))
-
-    def _service_ended(self, service: Service, exit_code: int) -> None:
-        if service.pid:
-            self.ledger.gone(service.pid)
-        ran_s = time.time() - service.started_s
-        service.pid = 0
-        if self.stopping:
-            return
-        service.failures = 1 if ran_s > 30 else service.failures + 1
-        wait_s = min(SERVICE_BACKOFF_MAX_S, 0.1 * 2 ** (service.failures - 1))
-        log_line(f"agent: {service.name} ended ({exit_code}) after {ran_s:.1f} s; again in {wait_s:.1f} s")
-        self._later(time.time() + wait_s, lambda: self._start_service(service))
-
-    def _service_pids(self) -> list[int]:
-        return [s.pid for s in self.services.values() if s.pid]
+    # ------------------------------------------------------------------------------ the end of all
 
     def begin_shutdown(self, grace_s: float) -> None:
         """End tasks first, then the cell's own processes; a second call hurries."""
@@ -590,11 +452,10 @@ class Agent:
         if self.tasks:
             self._later(time.time() + 0.05, self._shutdown_services)
             return
-        for pid in self._service_pids():
-            process.signal_group(pid, signal.SIGTERM)
+        self.services.terminate()
 
     def _shutdown_hard(self) -> None:
-        for pid in [*self.tasks, *self._service_pids()]:
+        for pid in [*self.tasks, *self.services.pids()]:
             process.signal_group(pid, signal.SIGKILL)
 
     # ---------------------------------------------------------------------------- measuring
@@ -615,7 +476,7 @@ class Agent:
                 self._kill(task)
             self._mark_logs(task, now_s)
         if self.control is not None:
-            self._send(self.control, wire.Used(now_s, tuple(rows)))
+            self.board.send(self.control, wire.Used(now_s, tuple(rows)))
 
     def _mark_logs(self, task: Task, now_s: float) -> None:
         """Note how long the logs are now, so that `tide logs --since` finds its place in raw output."""
