@@ -24,6 +24,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     max_position_embeddings: int = 512
     tie_word_embeddings: bool = True
     qk_norm: bool = False
+    initializer_range: float = 0.02
 
 
 # Parameters with a vocabulary of 2,048: 1.0, 2.0, 5.6 and 16 million.

@@ -117,7 +117,7 @@ class Training:
         if not self.session.is_leader or self.session.committed != step + 1:
             return
         if self.session.probed:
-            self._val = self.validation.result(self.session.probed, self.facts.chars_per_token)
+            self._val = self._validated(self.session.probed)
         self._record(step)
         done = self.session.committed
         if done % config.checkpoint_every == 0 or done == config.last_step:
@@ -163,6 +163,11 @@ class Training:
         if now - self._reported_at >= REPORT_EVERY_S or session.committed == config.last_step:
             self._reported_at = now
             self._report({"kind": "train", "num_steps": config.last_step, **record, **self._val})
+
+    def _validated(self, sums: list[float]) -> dict[str, float]:
+        """Return validation's numbers; characters per token are known of documents, not of answers."""
+        documents = self.config.kind == "train"
+        return self.validation.result(sums, self.facts.chars_per_token if documents else None)
 
     def _sample(self) -> str:
         """Return a piece of text by the model as it is."""
@@ -212,7 +217,7 @@ class Training:
         """Validate, sample, and write the model with its card."""
         config = self.config
         numbers = [self.validation.probe(i) for i in range(self.validation.num_probes)]
-        self._val = self.validation.result(numbers, self.facts.chars_per_token)
+        self._val = self._validated(numbers)
         self.writer.wait()
         curve = read_by_step(self._metrics)
         self.result = {
@@ -249,7 +254,7 @@ class Training:
             model,
             tokenizer_dir=self.facts.tokenizer_dir,
             card={**self.result, "config": msgspec.to_builtins(self.config)},
-            generation={"temperature": 0.8, "top_p": 0.95},
+            generation={"do_sample": True, "temperature": 0.8, "top_p": 0.95},
         )
 
 

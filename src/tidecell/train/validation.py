@@ -49,11 +49,10 @@ class Validation:
         self._model.train(training)
         return float(total)
 
-    def result(self, sums: Sequence[float], chars_per_token: float) -> dict[str, float]:
-        """Return loss (nats per token), perplexity and bits per character from all pieces' sums."""
+    def result(self, sums: Sequence[float], chars_per_token: float | None) -> dict[str, float]:
+        """Return loss (nats per token), perplexity and, if it can be told, bits per character."""
         loss = math.fsum(sums) / max(1, self._num_labels)
-        return {
-            "val_loss": loss,
-            "perplexity": math.exp(min(loss, MOST_NATS)),
-            "bits_per_char": loss / math.log(2) / chars_per_token,
-        }
+        numbers = {"val_loss": loss, "perplexity": math.exp(min(loss, MOST_NATS))}
+        if chars_per_token is not None:
+            numbers["bits_per_char"] = loss / math.log(2) / chars_per_token
+        return numbers
