@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from tidecell.cli import lifecycle
@@ -58,11 +60,11 @@ def up(
     out.print("next: tide run -- echo hello     tide ps     tide down")
 
 
-def _parsed(parse, text: str, flag: str) -> int:  # type: ignore[no-untyped-def]
+def _parsed(parse: Callable[[str], int], text: str, flag: str) -> int:
     if not text:
         return 0
     try:
-        return int(parse(text))
+        return parse(text)
     except ValueError as error:
         raise TidecellError(f"{flag} {text}: {error}") from error
 

@@ -109,11 +109,7 @@ def doctor(as_json: bool) -> None:
     else:
         for f in findings:
             mark = Text("ok  ", style="green") if f.good else Text("BAD ", style="red")
-            hint = (
-                f"   hint: {f.hint}"
-                if f.hint and (not f.good or f.name in ("extras", "cell"))
-                else ""
-            )
+            hint = f"   hint: {f.hint}" if f.hint and (not f.good or f.name in ("extras", "cell")) else ""
             out.print(mark, f"{f.name:<14} {f.text}{hint}")
     if not all(f.good for f in findings):
         raise click.exceptions.Exit(1)

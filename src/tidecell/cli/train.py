@@ -17,7 +17,8 @@ from tidecell.cli.show import err, out, print_json
 from tidecell.client.client import Client
 from tidecell.client.home import Home
 from tidecell.client.units import parse_cpu, parse_priority, parse_replicas
-from tidecell.structs.errors import NotFoundError, TidecellError
+from tidecell.inference.jobs import model_directory
+from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import JobSpec, TaskState
 from tidecell.train.config import SHAPES, Lora, Schedule, Shape, TrainConfig
 from tidecell.train.jobs import store_config, train_job
@@ -183,24 +184,6 @@ def _changed(struct: S, values: dict[str, Any]) -> S:
 def _feed_forward(dim: int) -> int:
     """Return the usual width of a SwiGLU layer: 8/3 of the model's, in steps of 32."""
     return -(-8 * dim // 3 // 32) * 32
-
-
-def model_directory(reference: str) -> Path:
-    """Return the model directory of a run's name or of a path.
-
-    Raises:
-        NotFoundError: There is none.
-    """
-    runs = Home() / "runs"
-    path = Path(reference).expanduser()
-    for candidate in (path, path / "model", runs / reference / "model"):
-        if (candidate / "config.json").is_file() and (candidate / "model.safetensors").is_file():
-            return candidate.absolute()
-    have = sorted(p.parent.name for p in runs.glob("*/model")) if runs.is_dir() else []
-    raise NotFoundError(
-        f"no model '{reference}'; runs with a model: {', '.join(have) or 'none yet'}",
-        "train one: tide train DATASET",
-    )
 
 
 def _run_here(config: TrainConfig, as_json: bool) -> None:

@@ -173,9 +173,7 @@ class _SpecReader:
     @staticmethod
     def _kind(node: Node) -> Kind:
         if node.value == "dev":
-            raise UnitError(
-                "'dev' is not supported in this version", "use kind: job, and tide exec to enter it"
-            )
+            raise UnitError("'dev' is not supported in this version", "use kind: job")
         return Kind(choice([k.value for k in Kind])(node))
 
     @staticmethod
