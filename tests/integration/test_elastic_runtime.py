@@ -57,7 +57,7 @@ def committed_steps(agent: ScriptedAgent) -> list[int]:
     return [r["step"] for r in agent.reports if "loss" in r]
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_workers_gives_the_weights_of_one(tmp_path: Path, reference: str, size: int) -> None:
     with job(tmp_path, min_members=size) as agent:
         for index in range(size):
@@ -84,6 +84,7 @@ def test_shrinking_and_growing_in_the_middle_of_steps_changes_no_bit(tmp_path: P
         assert committed_steps(agent) == list(range(STEPS))
 
 
+@pytest.mark.slow
 def test_the_leader_leaves_and_another_leads_on(tmp_path: Path, reference: str) -> None:
     with job(tmp_path, micro_batch_s=0.02, min_members=2) as agent:
         agent.start(0)
@@ -98,7 +99,7 @@ def test_the_leader_leaves_and_another_leads_on(tmp_path: Path, reference: str) 
         assert digest_when_done(agent, tmp_path) == reference
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_worker_costs_no_step(tmp_path: Path, reference: str, victim: int) -> None:
     with job(tmp_path, micro_batch_s=0.03, min_members=2) as agent:
         agent.start(0)
@@ -111,6 +112,7 @@ def test_a_killed_worker_costs_no_step(tmp_path: Path, reference: str, victim: i
         assert sorted(set(committed_steps(agent))) == list(range(STEPS))
 
 
+@pytest.mark.slow
 def test_a_bare_sigterm_takes_one_worker_out(tmp_path: Path, reference: str) -> None:
     with job(tmp_path, micro_batch_s=0.03, min_members=2) as agent:
         agent.start(0)
@@ -124,6 +126,7 @@ def test_a_bare_sigterm_takes_one_worker_out(tmp_path: Path, reference: str) -> 
         assert digest_when_done(agent, tmp_path) == reference
 
 
+@pytest.mark.slow
 def test_a_lost_host_is_left_behind_although_it_hangs(tmp_path: Path, reference: str) -> None:
     with job(tmp_path, micro_batch_s=0.02, min_members=2) as agent:
         agent.start(0)
@@ -136,6 +139,7 @@ def test_a_lost_host_is_left_behind_although_it_hangs(tmp_path: Path, reference:
         assert digest_when_done(agent, tmp_path) == reference
 
 
+@pytest.mark.slow
 def test_a_stopped_job_goes_on_from_the_step_it_had_reached(tmp_path: Path, reference: str) -> None:
     with job(tmp_path, micro_batch_s=0.02, min_members=2) as agent:
         agent.start(0)
@@ -151,6 +155,7 @@ def test_a_stopped_job_goes_on_from_the_step_it_had_reached(tmp_path: Path, refe
         assert min(committed_steps(agent)) <= last + 1
 
 
+@pytest.mark.slow
 def test_an_agent_that_comes_back_finds_the_group_again(tmp_path: Path, reference: str) -> None:
     with job(tmp_path, micro_batch_s=0.02, min_members=2) as agent:
         agent.start(0)

@@ -111,6 +111,7 @@ def test_a_tide_changes_no_weight_and_loses_no_step(dataset: Path) -> None:
     assert len(values[0]) == 5
 
 
+@pytest.mark.slow
 def test_a_job_stopped_as_a_whole_resumes_at_another_size_without_losing_a_step(dataset: Path) -> None:
     alone = run_alone(stored(dataset, "alone"))
     path = stored(dataset, "stopped")

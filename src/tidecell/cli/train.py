@@ -203,7 +203,7 @@ def _run_here(config: TrainConfig, as_json: bool) -> None:
             card = training.run()
         except SystemExit as left:
             bar.say(f"stopped after step {training.session.committed}; the same command goes on from there")
-            raise click.exceptions.Exit(int(left.code or 0)) from None
+            raise SystemExit(left.code) from None
     print_json(card) if as_json else print_summary(config, card)
 
 
@@ -226,7 +226,7 @@ def _run_in_cell(config: TrainConfig, spec: JobSpec, detach: bool, as_json: bool
             client.stop(job.uid)
             client.wait(job.uid)
             err.print("the same command goes on from there")
-            raise click.exceptions.Exit(130) from None
+            raise SystemExit(130) from None
     if done.state is not TaskState.SUCCEEDED:
         raise TidecellError(
             f"training '{job.name}' {done.state.value}" + (f": {done.message}" if done.message else ""),
