@@ -157,21 +157,22 @@ def _config(kind: str, dataset: str, own: dict[str, Any], options: dict[str, Any
         **own,
     )
     if kind == "tune":
-        config = _changed(config, TUNE_DEFAULTS)
+        lr = FULL_LR if config.lora is None else ADAPTER_LR
+        config = _changed(config, {**TUNE_DEFAULTS, "schedule": Schedule(lr=lr, warmup_steps=TUNE_WARMUP)})
     load_manifest(directory)  # a damaged dataset is refused here, not by a worker
     return _changed(_changed(config, sizes), {"schedule": _changed(config.schedule, course)})
 
 
-# Short, gentle, and rows long enough for a function: found by trying on the standard library's pairs.
+# Short, and rows long enough for most functions: found by trying on the standard library's pairs.
 TUNE_DEFAULTS: dict[str, Any] = {
-    "num_steps": 60,
+    "num_steps": 40,
     "seq_len": 192,
-    "micro_batch": 4,
-    "schedule": Schedule(lr=2e-3, warmup_steps=5),
     "weight_decay": 0.0,
     "validate_every": 0,
     "sample_prompt": "Write this Python function.\n\ndef area(width, height)\n\nReturn the area.",
 }
+ADAPTER_LR, FULL_LR = 6e-3, 1e-3
+TUNE_WARMUP = 5
 
 S = TypeVar("S", Shape, Schedule, TrainConfig)
 

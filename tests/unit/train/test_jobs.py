@@ -53,7 +53,7 @@ def test_a_run_with_checkpoints_keeps_its_settings(tmp_path: Path) -> None:
     with pytest.raises(ConflictError) as caught:
         store_config(changed)
     assert caught.value.message == (
-        "run 'base' exists with other settings: schedule.lr 0.0015 -> 0.1; seed 4 -> 5"
+        "run 'base' exists with other settings: schedule.lr 0.002 -> 0.1; seed 4 -> 5"
     )
     store_config(config(tmp_path, seed=4, stop_at_step=7, validate_every=3))
     store_config(msgspec.structs.replace(changed, ignore_contract=True))

@@ -273,6 +273,12 @@ def test_schedules_rise_hold_and_fall_to_their_floor(kind: str, at_80: float) ->
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
+def test_a_short_training_warms_up_for_a_third_of_it() -> None:
+    schedule = Schedule(lr=1.0, warmup_steps=80)
+    assert schedule.at(3, 12) == 1.0
+    assert schedule.at(0, 1) == pytest.approx(1.0)
+
+
 def test_a_torn_line_does_not_spoil_the_next(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     append_line(path, {"step": 1, "loss": 3.0})
