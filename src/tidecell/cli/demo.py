@@ -28,9 +28,9 @@ from tidecell.structs.errors import TidecellError
 
 BASE, ASSISTANT, SERVICE, DATASET = "base", "assistant", "chat", "stdlib"
 # Found by measurement on two cores (docs/benchmarks/demo.md): see there before changing.
-TRAIN_STEPS = 300
-CHECKPOINT_EVERY = 20
-TUNE_STEPS = 30
+TRAIN_STEPS = 480
+CHECKPOINT_EVERY = 40
+TUNE_STEPS = 40
 QUESTION = "Write this Python function.\n\ndef is_empty(self)\n\nReturn True if the queue is empty."
 
 
@@ -88,7 +88,7 @@ class Demo:
     def _train_flags() -> tuple[str, ...]:
         return (
             *("--steps", str(TRAIN_STEPS), "--checkpoint-every", str(CHECKPOINT_EVERY)),
-            *("--validate-every", "100", "--workers", "1..2", "--cpu", _share(0.375)),
+            *("--validate-every", "200", "--workers", "1..2", "--cpu", _share(0.375)),
         )
 
     def tune(self) -> None:
