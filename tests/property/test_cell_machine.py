@@ -160,7 +160,7 @@ class History:
             if job.uid in placed and job.stopping is None:
                 assert size >= least, f"{job.uid} starts with {size} of {least}"
             if job.uid in taken:
-                assert size == 0 or size >= least or job.uid in self.below_min_since, (
+                assert not job.staying_tasks() or size >= least or job.uid in self.below_min_since, (
                     "taken below its minimum"
                 )
             lost = any(t.state is TaskState.PENDING and t.ended_s for t in job.tasks[: job.desired])
@@ -483,9 +483,10 @@ class CellMachine(RuleBasedStateMachine):
                     self.tick(TaskDown(ref, process.command.machine, 0))
         stuck = self.cell.runtime.trace.waiting
         for job in self.cell.state.live_jobs():
+            assert job.uid in stuck, f"{job.uid} neither ends nor waits: {job}"
             reasons = set(stuck[job.uid].reasons)
             assert reasons & {Reason.NO_MATCHING_MACHINE, Reason.DEPENDENCY}, (
-                f"{job.uid} waits: {stuck[job.uid]}"
+                f"{job.uid} waits: {stuck}\n{self.cell.engine.processes} {self.cell.state.claims} {schedule(take_snapshot(self.cell.state, self.cell.now_s))}\n{list(self.cell.state.live_jobs())}"
             )
 
 

@@ -138,7 +138,7 @@ def _stop_requested(state: CellState, message: JobStopRequested, now_s: float) -
 
 def _desired(state: CellState, message: DesiredProposed, now_s: float) -> Decision:
     job = state.jobs.get(message.uid)
-    if job is None or not job.live or job.stopping is not None:
+    if job is None or not job.live or job.stopping is not None or job.spec.scaling is None:
         return Decision()
     desired = max(job.spec.replicas.min, min(job.spec.replicas.max, message.desired))
     if desired == job.desired:

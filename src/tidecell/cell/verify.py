@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.usage import MachineUse, held_for_others, machine_use
-from tidecell.structs.job import Cause, TaskState
+from tidecell.structs.job import Cause, Preemption, TaskState
 from tidecell.structs.messages import (
     Claim,
     ClaimDropped,
@@ -35,6 +35,7 @@ class Verified:
     events: list[Event] = field(default_factory=list)
     placed: list[TaskPlaced] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
+    leaving: set[tuple[str, int]] = field(default_factory=set)  # told to leave by this very plan
 
 
 def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
@@ -51,7 +52,7 @@ def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
             _place(state, job, group, use, out)
     for uid, removals, claims in _by_beneficiary(plan):
         beneficiary = state.jobs.get(uid)
-        if beneficiary is not None and _removals_hold(state, beneficiary, removals, claims):
+        if beneficiary is not None and _removals_hold(state, beneficiary, removals, claims, out):
             _remove(state, beneficiary, removals, claims, now_s, out)
     return out
 
@@ -73,6 +74,8 @@ def _pending_and_wanted(job: Job, index: int) -> Task | None:
 def _gang_holds(state: CellState, job: Job, group: list[Placement], use: dict[str, MachineUse]) -> bool:
     done = sum(1 for t in job.tasks if t.state is TaskState.SUCCEEDED)
     if len(job.staying_tasks()) + done + len(group) < min(job.spec.replicas.min, job.desired):
+        return False
+    if len({placement.index for placement in group}) < len(group):
         return False
     extra: dict[str, int] = {}
     taken: set[tuple[str, int]] = set()
@@ -125,10 +128,13 @@ def _by_beneficiary(plan: Plan) -> list[tuple[str, list[Removal], list[Claim]]]:
     ]
 
 
-def _removals_hold(state: CellState, by: Job, removals: list[Removal], claims: list[Claim]) -> bool:
+def _removals_hold(
+    state: CellState, by: Job, removals: list[Removal], claims: list[Claim], out: Verified
+) -> bool:
     if any(_pending_and_wanted(by, claim.index) is None for claim in claims):
         return False
-    if not _claims_fit(state, by, removals, claims):
+    leaving = out.leaving | {(removal.uid, removal.index) for removal in removals}
+    if len(leaving) != len(out.leaving) + len(removals) or not _claims_fit(state, by, leaving, claims):
         return False
     for removal in removals:
         job = state.jobs.get(removal.uid)
@@ -137,14 +143,23 @@ def _removals_hold(state: CellState, by: Job, removals: list[Removal], claims: l
         task = job.tasks[removal.index]
         if not task.active or task.notice is not None or task.machine != removal.machine:
             return False
-        if job.spec.priority.band >= by.spec.priority.band:
+        if job.spec.priority.band >= by.spec.priority.band or not _may_lose(job, leaving):
             return False
     return True
 
 
-def _claims_fit(state: CellState, by: Job, removals: list[Removal], claims: list[Claim]) -> bool:
+def _may_lose(job: Job, leaving: set[tuple[str, int]]) -> bool:
+    """Whether a job's own policy allows that these leave: what is above its minimum, or all of it."""
+    rest = sum(1 for t in job.staying_tasks() if (job.uid, t.index) not in leaving)
+    done = sum(1 for t in job.tasks if t.state is TaskState.SUCCEEDED)
+    above_min = rest + done >= min(job.spec.replicas.min, job.desired)
+    if job.spec.preemption is Preemption.ANY:
+        return above_min or rest == 0
+    return job.spec.preemption is Preemption.ABOVE_MIN and above_min
+
+
+def _claims_fit(state: CellState, by: Job, leaving: set[tuple[str, int]], claims: list[Claim]) -> bool:
     """Whether what is to be held will be there: free now, or when those that leave have left."""
-    leaving = {(removal.uid, removal.index) for removal in removals}
     mine = {(by.uid, claim.index) for claim in claims}
     for name in {claim.machine for claim in claims}:
         machine = state.machines.get(name)
@@ -171,6 +186,7 @@ def _remove(
         deadline_s = now_s + job.spec.grace_period_s
         out.events.append(TaskNoticed(ref, Cause.PREEMPT, deadline_s, removal.new_size, by.spec.name))
         out.touched.add(job.uid)
+        out.leaving.add((removal.uid, removal.index))
     for claim in claims:
         out.events.append(Claimed(claim))
     out.touched.add(by.uid)

@@ -80,7 +80,7 @@ def _groups(jobs: Sequence[JobView], by: JobView) -> list[Group]:
         if job.spec.priority.band >= by.spec.priority.band or policy is Preemption.NEVER or job.stopping:
             continue
         staying = [t for t in job.tasks if t.machine and not t.leaving]
-        spare = max(0, len(staying) - job.spec.replicas.min)
+        spare = max(0, len(staying) + len(job.done) - job.spec.replicas.min)
         above, rest = (staying[-spare:], staying[:-spare]) if spare else ([], staying)
         above = [t for t in above if t.running_s >= job.spec.min_runtime_s]
         out += [Group(job, (t,), whole=False) for t in reversed(above)]

@@ -57,6 +57,7 @@ class _Pass:
     withdrawals: list[tuple[str, int]] = field(default_factory=list)
     left: set[tuple[str, int]] = field(default_factory=set)  # told to leave in this very pass
     heads: list[tuple[JobView, float]] = field(default_factory=list)  # who reserved, and from when
+    without_gang: set[str] = field(default_factory=set)  # jobs whose gang does not start in this pass
     failed_shapes: dict[tuple[object, ...], Waiting] = field(default_factory=dict)
 
 
@@ -71,10 +72,19 @@ def schedule(snapshot: Snapshot, seed: int = 0) -> tuple[Plan, PlanTrace]:
     units: list[Unit] = []
     for job in snapshot.jobs:
         units += _units(run, job)
+    _drop_idle_claims(run, units)
     for unit in sorted(units, key=Unit.order):
         _serve(run, unit)
     plan = Plan(tuple(run.placements), tuple(run.removals), tuple(run.claims), tuple(run.withdrawals))
     return plan, run.trace
+
+
+def _drop_idle_claims(run: _Pass, units: list[Unit]) -> None:
+    """Give up what is held for a task that may no longer demand it, for example after a rescale."""
+    demanded = {(unit.job.uid, index) for unit in units if unit.demanded for index in unit.indices}
+    for key in sorted(set(run.board.claims) - demanded):
+        del run.board.claims[key]
+        run.withdrawals.append(key)
 
 
 def _units(run: _Pass, job: JobView) -> list[Unit]:
@@ -110,12 +120,19 @@ def _serve(run: _Pass, unit: Unit) -> None:
     if not run.board.slots:
         _wait(run, unit, Reason.WAITING_FOR_CAPACITY, detail="no machine has joined yet")
         return
+    if unit.growth and unit.job.uid in run.without_gang:
+        _wait(run, unit, *run.trace.waiting[unit.job.uid].reasons, detail="its gang starts first")
+        return
     shape = _shape(unit)
     known = run.failed_shapes.get(shape)
     if known is not None and not _has_claim(run, unit):
+        run.without_gang.update([] if unit.growth else [unit.job.uid])
         _wait(run, unit, *known.reasons, detail=known.detail, behind=known.behind)
         return
-    if _place(run, unit) or (unit.demanded and _preempt(run, unit)):
+    if _place(run, unit):
+        return
+    run.without_gang.update([] if unit.growth else [unit.job.uid])
+    if unit.demanded and _preempt(run, unit):
         return
     waiting = _explain_wait(run, unit)
     _wait(run, unit, *waiting.reasons, detail=waiting.detail, behind=waiting.behind)

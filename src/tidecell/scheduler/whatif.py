@@ -72,7 +72,8 @@ def resubmitted(snapshot: Snapshot, job: JobView, spec: JobSpec) -> Snapshot:
     fresh = new_job(spec, snapshot.now_s, uid=job.uid)
     still = tuple(name for name in job.blocked_by if name in spec.after)
     claims = tuple(c for c in snapshot.claims if c.uid != job.uid)
-    return replace(with_job(snapshot, replace(fresh, blocked_by=still)), claims=claims)
+    others = tuple(j for j in snapshot.jobs if j.uid != job.uid)
+    return replace(snapshot, jobs=(*others, replace(fresh, blocked_by=still)), claims=claims)
 
 
 def reprioritized(snapshot: Snapshot, job: JobView, priority: Priority) -> Snapshot:
