@@ -4,7 +4,7 @@
 
 Trains a small language model on random tokens with two workers, takes one away in the middle of a step
 (a notice, or SIGKILL with --kill), gives it back, and repeats. One JSON line per round, one of the machine
-before them and a summary after:
+before them, and after them one per figure with the medians:
 
     released_s        order given -> the worker says that it uses nothing any more (killed: its exit)
     exit_s            order given -> its process is gone
@@ -80,7 +80,16 @@ def main() -> None:
         "digests_equal": bool(common) and all(steps[s] == reference[s] for s in common),
         "digests_compared": len(common),
     }
-    print(json.dumps({"summary": "medians", **summary}))
+    for key, value in summary.items():
+        unit = "s" if key.endswith("_s") else "count"
+        row = {
+            "name": f"elastic_training.{key}",
+            "value": value,
+            "unit": unit,
+            "baseline": None,
+            "ratio": None,
+        }
+        print(json.dumps(row))
 
 
 def configure(root: Path, name: str, options: argparse.Namespace, **changes: Any) -> Path:

@@ -105,9 +105,11 @@ def main() -> None:
                 asked = requests(kind, concurrency, config.vocab_size)
                 rate = measure(model, config, concurrency, asked, args.temperature)
                 line = {
-                    "kind": kind,
-                    "concurrency": concurrency,
-                    "tokens_per_cpu_s": round(rate, 1),
+                    "name": f"inference.{kind}.{concurrency}",
+                    "value": round(rate, 1),
+                    "unit": "tokens/cpu-s",
+                    "baseline": None,
+                    "ratio": None,
                     "parameters": model.num_parameters(),
                     "temperature": args.temperature,
                     "round": round_number,

@@ -159,7 +159,7 @@ class Demo:
         """7. The table, the picture, and where to look next."""
         self.stage(7, "What happened")
         picture = self.home / "tide.png"
-        since = f"{time.time() - result.began_s + 5:.0f}s"
+        since = f"{time.time() - result.began_s + 1:.0f}s"
         marks = [a for at_s, text in result.marks for a in ("--mark", f"{at_s:.1f}={text}")]
         title = "One machine: training gives way to serving, and comes back"
         self.tide("chart", "--since", since, "-o", str(picture), "--title", title, *marks)
