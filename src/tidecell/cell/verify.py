@@ -143,6 +143,8 @@ def _removals_hold(
         task = job.tasks[removal.index]
         if not task.active or task.notice is not None or task.machine != removal.machine:
             return False
+        if any(placed.ref.uid == removal.uid for placed in out.placed):
+            return False  # it cannot grow and shrink at once
         if job.spec.priority.band >= by.spec.priority.band or not _may_lose(job, leaving):
             return False
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from msgspec.structs import replace
 
@@ -24,6 +25,7 @@ from tidecell.scheduler.whatif import (
     rescaled,
     resubmitted,
     stopped,
+    withdrawn,
 )
 from tidecell.scheduler.words import about, describe_victims, listed, work_at_risk
 from tidecell.structs.job import Band, JobSpec, Preemption, Priority, Replicas
@@ -90,6 +92,11 @@ class Search:
 
     # --------------------------------------------------------------------------------------- asking
 
+    @cached_property
+    def rest(self) -> Snapshot:
+        """The cell once this job was stopped, to be submitted anew."""
+        return withdrawn(self.snapshot, self.job, self.seed)
+
     def _is_whole(self) -> bool:
         """Whether nothing of it runs, so that it could be submitted anew with another spec."""
         return not any(t.machine for t in self.job.tasks)
@@ -98,7 +105,7 @@ class Search:
         return judge(changed, self.job.uid, self.seed)
 
     def _with_spec(self, spec: JobSpec) -> bool:
-        return self._judge(resubmitted(self.snapshot, self.job, spec)).starts
+        return self._judge(resubmitted(self.rest, self.job, spec)).starts
 
     def _with_resources(self, resources: Resources) -> bool:
         return self._with_spec(replace(self.job.spec, resources=resources))
@@ -107,7 +114,7 @@ class Search:
         return describe_victims(self.snapshot, verdict.victims)
 
     def _add_spec_fix(self, change: str, spec: JobSpec) -> None:
-        verdict = self._judge(resubmitted(self.snapshot, self.job, spec))
+        verdict = self._judge(resubmitted(self.rest, self.job, spec))
         self.fixes.append(Fix(f"{change} in the spec", "", self._effect(verdict)))
 
     # -------------------------------------------------------------------------------- the job itself

@@ -120,6 +120,10 @@ def _serve(run: _Pass, unit: Unit) -> None:
     if not run.board.slots:
         _wait(run, unit, Reason.WAITING_FOR_CAPACITY, detail="no machine has joined yet")
         return
+    if any(uid == unit.job.uid for uid, _ in run.left):
+        # Its size has just changed: what it lacks is counted anew in the next pass.
+        _wait(run, unit, Reason.PRIORITY, detail="gives room to more important work just now")
+        return
     if unit.growth and unit.job.uid in run.without_gang:
         _wait(run, unit, *run.trace.waiting[unit.job.uid].reasons, detail="its gang starts first")
         return

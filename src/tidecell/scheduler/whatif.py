@@ -67,13 +67,22 @@ def with_job(snapshot: Snapshot, job: JobView) -> Snapshot:
     return replace(snapshot, jobs=tuple(job if j.uid == job.uid else j for j in snapshot.jobs))
 
 
-def resubmitted(snapshot: Snapshot, job: JobView, spec: JobSpec) -> Snapshot:
-    """Return the snapshot with the job stopped and submitted anew under another spec: its age is gone."""
-    fresh = new_job(spec, snapshot.now_s, uid=job.uid)
-    still = tuple(name for name in job.blocked_by if name in spec.after)
-    claims = tuple(c for c in snapshot.claims if c.uid != job.uid)
+def withdrawn(snapshot: Snapshot, job: JobView, seed: int = 0) -> Snapshot:
+    """Return the snapshot without a waiting job, after others have taken what was kept for it."""
     others = tuple(j for j in snapshot.jobs if j.uid != job.uid)
-    return replace(snapshot, jobs=(*others, replace(fresh, blocked_by=still)), claims=claims)
+    claims = tuple(c for c in snapshot.claims if c.uid != job.uid)
+    rest = replace(snapshot, jobs=others, claims=claims)
+    return carry_out(rest, schedule(rest, seed)[0])
+
+
+def resubmitted(rest: Snapshot, job: JobView, spec: JobSpec) -> Snapshot:
+    """Return a snapshot from which the job was ``withdrawn`` with it submitted anew under another spec.
+
+    Its age is gone: it comes after all others of its priority.
+    """
+    still = tuple(name for name in job.blocked_by if name in spec.after)
+    fresh = replace(new_job(spec, rest.now_s, uid=job.uid), blocked_by=still)
+    return replace(rest, jobs=(*rest.jobs, fresh))
 
 
 def reprioritized(snapshot: Snapshot, job: JobView, priority: Priority) -> Snapshot:
