@@ -27,8 +27,8 @@ import uvloop
 from tidecell.inference.app import App
 from tidecell.inference.jobs import model_directory
 from tidecell.inference.outputs import Output, Sink
-from tidecell.notice import AgentLink
 from tidecell.structs.errors import NotFoundError, TidecellError
+from tidecell.task_link import AgentLink
 
 _REPORT_EVERY_S = 1.0
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from tidecell.models.training_state import collect, require_contract, restore
-from tidecell.notice import AgentLink, Membership, Notice, agent_link
+from tidecell.task_link import AgentLink, Membership, Notice, agent_link
 from tidecell.train.determinism import basic_contract, refuse_running_statistics, seed_everything
 from tidecell.train.gradients import FlatGradients, clip_
 from tidecell.train.peers import Host, Peers, PeersLost, abandonable

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tidecell.notice import Membership
+from tidecell.task_link import Membership
 
 T = TypeVar("T")
 

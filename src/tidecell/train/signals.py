@@ -12,7 +12,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from tidecell.notice import AgentLink, Notice
+from tidecell.task_link import AgentLink, Notice
 
 # What Kubernetes gives by default.
 ASSUMED_GRACE_S = 30.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tidecell.notice import AgentLink, Member, Membership, Notice, notice_from
+from tidecell.task_link import AgentLink, Member, Membership, Notice, notice_from
 
 
 class Listener:

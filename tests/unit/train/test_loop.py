@@ -160,9 +160,9 @@ def test_a_signal_checkpoints_and_ends_the_process(dataset: Path) -> None:
     assert left.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
     assert [p.name for p in list_checkpoints(dataset.parent / "cut/checkpoints")][-1] == "step-00000006"
-    from tidecell import notice
+    from tidecell import task_link
 
-    notice.agent_link().notice = None
+    task_link.agent_link().notice = None
     assert run(config(dataset, "cut"))["digest"] == whole["digest"]
 
 
