@@ -485,9 +485,7 @@ class CellMachine(RuleBasedStateMachine):
         for job in self.cell.state.live_jobs():
             assert job.uid in stuck, f"{job.uid} neither ends nor waits: {job}"
             reasons = set(stuck[job.uid].reasons)
-            assert reasons & {Reason.NO_MATCHING_MACHINE, Reason.DEPENDENCY}, (
-                f"{job.uid} waits: {stuck}\n{self.cell.engine.processes} {self.cell.state.claims} {schedule(take_snapshot(self.cell.state, self.cell.now_s))}\n{list(self.cell.state.live_jobs())}"
-            )
+            assert reasons & {Reason.NO_MATCHING_MACHINE, Reason.DEPENDENCY}, f"{job.uid} waits: {stuck}"
 
 
 CellMachine.TestCase.settings = settings(
