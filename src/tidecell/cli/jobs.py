@@ -156,6 +156,10 @@ def _print_job(job: JobStatus) -> None:
         facts.append(("ran", span(end_s - job.started_s)))
     if job.endpoint:
         facts.append(("endpoint", job.endpoint))
+    if job.team:
+        facts.append(("team", job.team))
+    if job.labels:
+        facts.append(("labels", ", ".join(f"{k}={v}" for k, v in job.labels.items())))
     if job.models:
         facts.append(("models", ", ".join(job.models)))
     if job.desired_why:

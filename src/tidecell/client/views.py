@@ -85,6 +85,7 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     desired_why: str = ""
     last_event: str = ""
     labels: dict[str, str] = {}
+    team: str = ""
 
     @property
     def ready_replicas(self) -> int:

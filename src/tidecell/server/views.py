@@ -49,6 +49,7 @@ def job_status(state: CellState, job: Job, trace: PlanTrace, use: Use, router_ur
         desired_why=job.desired_why,
         last_event=_last_event(job),
         labels=spec.labels,
+        team=spec.team,
     )
 
 
