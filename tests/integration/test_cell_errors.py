@@ -124,3 +124,16 @@ def _fill(path: Path) -> None:
             os.write(fd, b"\0" * 4096)
     except OSError:
         os.close(fd)
+
+
+def test_token_is_in_no_output_no_log_and_no_process_list(cell, client: Client) -> None:
+    token = cell.home.token()
+    client.submit(JobSpec("quiet", argv=("true",)))
+    client.wait("quiet")
+    printed = cell.tide("up").stdout + cell.tide("status").stdout
+    assert token not in printed
+    commands = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if os.access(p, os.R_OK)]
+    assert not any(token.encode() in command for command in commands)
+    kept = [p for p in cell.home.path.rglob("*") if p.is_file() and p != cell.home.token_path]
+    assert kept
+    assert not any(token.encode() in p.read_bytes() for p in kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import click
@@ -52,7 +53,11 @@ def up(
     out.print(f"cell {verb}")
     for m in machines:
         out.print(f"  machine   {m.name}: {m.capacity.describe()}   isolation: {m.isolation}")
-    out.print(f"  console   {cell.control_url}/#token={home.token()}")
+    # The token goes to a person's terminal, never into a file that output is kept in.
+    secret = (
+        f"#token={home.token()}" if sys.stdout.isatty() else "   (its address with the token: tide console)"
+    )
+    out.print(f"  console   {cell.control_url}/{secret}")
     out.print(f"  services  {cell.router_url}   (OpenAI base URL: {cell.router_url}/v1)")
     out.print(f"  home      {cell.home}")
     if cell.repair:
