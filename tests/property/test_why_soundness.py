@@ -272,7 +272,7 @@ def test_an_expected_start_comes_true_when_limits_are_reached(cell: Cell):
         if not view.expected_s or Reason.DEPENDENCY in view.reasons:
             continue
         event("forecast made")
-        trial, goal = copy(cell), goal_of(job)
+        trial, goal = copy(cell).up(), goal_of(job)
         while trial.now_s < view.expected_s + 2:
             due = [t.notice.deadline_s for j in trial.state.live_jobs() for t in j.active_tasks() if t.notice]
             due += [

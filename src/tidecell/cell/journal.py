@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -27,6 +29,8 @@ from tidecell.structs.messages import AnyEvent, Event
 FORMAT = 1
 SNAPSHOT_EVERY = 5000  # events; replay reads some 50,000 a second
 _GENESIS = b"tidecell"
+# What SQLite answers for a damaged file; ERROR covers an unsupported file format and a garbled schema.
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -66,12 +70,23 @@ class Repair:
     why: str
 
 
-def _sum(chain: bytes, seq: int, at_s: float, body: bytes | str) -> bytes:
-    """Return a record's checksum; a damaged record may hold any type, and must only not match."""
+def _sum(chain: bytes, seq: int, at_s: float, body: bytes) -> bytes:
+    """Return a record's checksum, which covers the one before it."""
     digest = hashlib.blake2b(chain, digest_size=8)
     digest.update(f"{seq}:{at_s!r}:".encode())
-    digest.update(body.encode() if isinstance(body, str) else body)
+    digest.update(body)
     return digest.digest()
+
+
+def _follows(chain: bytes, row: tuple[Any, ...]) -> bool:
+    """Whether a record as SQLite returned it, of whatever types, belongs after this chain."""
+    seq, at_s, body, check = row
+    right_types = isinstance(at_s, float) and isinstance(body, bytes) and isinstance(check, bytes)
+    return right_types and _sum(chain, seq, at_s, body) == check
+
+
+class _Damaged(Exception):
+    """SQLite cannot make sense of the file."""
 
 
 class Journal:
@@ -89,35 +104,52 @@ class Journal:
         """
         self.path = path
         self.repair: Repair | None = None
-        self._db = self._open_or_rescue()
         self._chain = _GENESIS
         self._last_seq = 0
         self._last_snapshot_seq = 0
-        self._check_format()
-        self._verify_chain()
+        try:
+            self._db = self._open()
+        except _Damaged as damage:
+            self._rescue(str(damage))
+            self._db = self._open()
 
     # ------------------------------------------------------------------------------ opening
 
-    def _open_or_rescue(self) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
+        """Connect and check everything; raise _Damaged if SQLite itself cannot make sense of the file."""
+        db: sqlite3.Connection | None = None
         try:
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise self._unusable(error) from error
-            return self._rescue(str(error))
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        try:
+            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.executescript(_SCHEMA)
-            db.execute("SELECT count(*) FROM (SELECT seq FROM events ORDER BY seq DESC LIMIT 1)").fetchone()
+            self._check_format(db)
+            self._check_structure(db)
+            self._check_chain(db)
+            db.execute("SELECT seq, chain, body, sum FROM snapshots LIMIT 1")
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("DELETE FROM events WHERE seq < 0")  # nothing; but may it be written?
+            db.execute("ROLLBACK")
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            if db is not None:
+                db.close()
+            if self._is_damage(error):
+                raise _Damaged(str(error)) from error
+            raise self._unusable(error) from error
         except BaseException:
-            db.close()
+            if db is not None:
+                db.close()
             raise
         self.path.chmod(0o600)
         return db
+
+    def _is_damage(self, error: sqlite3.Error | UnicodeDecodeError) -> bool:
+        if isinstance(error, UnicodeDecodeError):  # SQLite quotes damaged bytes in its messages
+            return True
+        code = error.sqlite_errorcode & 0xFF
+        if code == sqlite3.SQLITE_READONLY:  # a flag in the file's header, or really not ours to write
+            return os.access(self.path, os.W_OK) and os.access(self.path.parent, os.W_OK)
+        return code in _DAMAGED
 
     def _unusable(self, error: Exception) -> JournalError:
         text = str(error)
@@ -131,82 +163,84 @@ class Journal:
             "check that the directory exists and is yours",
         )
 
-    def _rescue(self, why: str) -> sqlite3.Connection:
-        """Move a database that SQLite calls malformed aside; carry over the records that can be read."""
-        aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time() * 1000)}")
-        records = self._readable_records()
-        for suffix in ("", "-wal", "-shm"):
-            part = self.path.with_name(self.path.name + suffix)
-            if part.exists():
-                part.rename(aside.with_name(aside.name + suffix))
-        db = self._connect()
-        db.execute("BEGIN")
-        db.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", records)
-        db.execute("COMMIT")
-        self.repair = Repair(len(records) + 1, 0, aside, why)
-        return db
-
-    def _readable_records(self) -> list[tuple[int, float, bytes, bytes]]:
-        rows: list[tuple[int, float, bytes, bytes]] = []
-        with contextlib.suppress(sqlite3.DatabaseError):
-            db = sqlite3.connect(self.path)
-            with contextlib.closing(db):
-                for row in db.execute("SELECT seq, at_s, body, sum FROM events ORDER BY seq"):
-                    rows.append(row)
-        return rows
-
-    def _check_format(self) -> None:
-        row = self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+    def _check_format(self, db: sqlite3.Connection) -> None:
+        row = db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
         if row is None:
-            self._db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+            db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+        elif not str(row[0]).isdecimal():
+            raise _Damaged(f"its format is {row[0]!r}")
         elif int(row[0]) > FORMAT:
             raise JournalError(
                 f"the journal {self.path} has format {row[0]}; this program reads up to {FORMAT}",
                 "use the Tidecell version that wrote it, or a newer one",
             )
 
-    def _verify_chain(self) -> None:
-        """Walk the whole chain; stop at the first record that does not follow."""
+    def _check_structure(self, db: sqlite3.Connection) -> None:
+        """Let SQLite check its pages: a checksum of ours sees only what SQLite can still find."""
+        verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise _Damaged(str(verdict).splitlines()[0])
+
+    def _check_chain(self, db: sqlite3.Connection) -> None:
+        """Walk the whole chain; move aside what begins with the first record that does not follow."""
         expected, chain, why = 1, _GENESIS, ""
-        try:
-            for seq, at_s, body, check in self._db.execute(
-                "SELECT seq, at_s, body, sum FROM events ORDER BY seq"
-            ):
-                if seq != expected:
-                    why = f"record {expected} is missing"
-                    break
-                if _sum(chain, seq, at_s, body) != check:
-                    why = f"record {seq} does not match its checksum"
-                    break
-                chain, expected = check, seq + 1
-        except sqlite3.DatabaseError as error:
-            why = f"record {expected} cannot be read: {error}"
+        for row in db.execute("SELECT seq, at_s, body, sum FROM events ORDER BY seq"):
+            if row[0] != expected:
+                why = f"record {expected} is missing"
+            elif not _follows(chain, row):
+                why = f"record {expected} does not match its checksum"
+            if why:
+                break
+            chain, expected = row[3], expected + 1
         self._chain, self._last_seq = chain, expected - 1
         if why:
-            self._set_aside(expected, why)
-        row = self._db.execute("SELECT max(seq) FROM snapshots WHERE seq <= ?", (self._last_seq,)).fetchone()
+            self._set_aside(db, expected, why)
+        row = db.execute("SELECT max(seq) FROM snapshots WHERE seq <= ?", (self._last_seq,)).fetchone()
         self._last_snapshot_seq = row[0] or 0
 
-    def _set_aside(self, first_bad_seq: int, why: str) -> None:
+    def _set_aside(self, db: sqlite3.Connection, first_bad_seq: int, why: str) -> None:
         """Copy the bad tail into a file of its own, then take it out of the journal."""
         kept_at = self.path.with_name(f"{self.path.name}.tail-{first_bad_seq}-{int(time.time() * 1000)}")
-        count = 0
-        try:
-            self._db.execute("ATTACH ? AS aside", (str(kept_at),))
-            self._db.execute(
-                "CREATE TABLE aside.events AS SELECT * FROM events WHERE seq >= ?", (first_bad_seq,)
-            )
-            count = int(self._db.execute("SELECT count(*) FROM aside.events").fetchone()[0])
-            self._db.execute("DETACH aside")
-            self._db.execute("BEGIN")
-            self._db.execute("DELETE FROM events WHERE seq >= ?", (first_bad_seq,))
-            self._db.execute("DELETE FROM snapshots WHERE seq >= ?", (first_bad_seq,))
-            self._db.execute("COMMIT")
-            self.repair = Repair(first_bad_seq, count, kept_at, why)
-        except sqlite3.DatabaseError:
-            self._db.close()
-            self._db = self._rescue(why)
-            self._db.execute("DELETE FROM events WHERE seq >= ?", (first_bad_seq,))
+        bad = "seq < 1 OR seq >= ?"
+        db.execute("ATTACH ? AS aside", (str(kept_at),))
+        db.execute(f"CREATE TABLE aside.events AS SELECT * FROM events WHERE {bad}", (first_bad_seq,))
+        count = int(db.execute("SELECT count(*) FROM aside.events").fetchone()[0])
+        db.execute("DETACH aside")
+        db.execute("BEGIN")
+        db.execute(f"DELETE FROM events WHERE {bad}", (first_bad_seq,))
+        db.execute("DELETE FROM snapshots WHERE seq >= ?", (first_bad_seq,))
+        db.execute("COMMIT")
+        self.repair = self.repair or Repair(first_bad_seq, count, kept_at, why)
+
+    def _rescue(self, why: str) -> None:
+        """Move a file that SQLite cannot make sense of aside; carry over the records that hold."""
+        aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time() * 1000)}")
+        records = self._readable_records()
+        for suffix in ("", "-wal", "-shm"):
+            part = self.path.with_name(self.path.name + suffix)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + suffix))
+        with contextlib.closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+            db.executescript(_SCHEMA)
+            db.execute("BEGIN")
+            db.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", records)
+            db.execute("COMMIT")
+        self.repair = Repair(len(records) + 1, 0, aside, why)
+
+    def _readable_records(self) -> list[tuple[int, float, bytes, bytes]]:
+        """Return the records that can be read and follow one another, from the first on."""
+        rows: list[tuple[int, float, bytes, bytes]] = []
+        chain = _GENESIS
+        with (
+            contextlib.suppress(sqlite3.Error, UnicodeDecodeError),
+            contextlib.closing(sqlite3.connect(self.path)) as db,
+        ):
+            for row in db.execute("SELECT seq, at_s, body, sum FROM events ORDER BY seq"):
+                if row[0] != len(rows) + 1 or not _follows(chain, row):
+                    break
+                rows.append(row)
+                chain = row[3]
+        return rows
 
     # ------------------------------------------------------------------------------ writing
 
@@ -284,7 +318,7 @@ class Journal:
             "SELECT seq, chain, body, sum FROM snapshots WHERE seq <= ? ORDER BY seq DESC", (self._last_seq,)
         ).fetchall()
         for seq, chain, body, check in rows:
-            if _sum(chain, seq, 0.0, body) == check:
+            if isinstance(chain, bytes) and _follows(chain, (seq, 0.0, body, check)):
                 with contextlib.suppress(msgspec.DecodeError):
                     return decode_state(body)
         return CellState()

@@ -131,8 +131,8 @@ def _by_beneficiary(plan: Plan) -> list[tuple[str, list[Removal], list[Claim]]]:
 def _removals_hold(
     state: CellState, by: Job, removals: list[Removal], claims: list[Claim], out: Verified
 ) -> bool:
-    if any(_pending_and_wanted(by, claim.index) is None for claim in claims):
-        return False
+    if not claims or any(_pending_and_wanted(by, claim.index) is None for claim in claims):
+        return False  # nobody leaves in vain: what is freed must be held for somebody who waits
     leaving = out.leaving | {(removal.uid, removal.index) for removal in removals}
     if len(leaving) != len(out.leaving) + len(removals) or not _claims_fit(state, by, leaving, claims):
         return False

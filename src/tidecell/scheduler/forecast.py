@@ -37,6 +37,8 @@ def expected_start(snapshot: Snapshot, job: JobView, waiting: Waiting, seed: int
         moment = _next_moment(snapshot, job)
         if moment is None:
             break
+        if moment[0] >= job.ends_by_s > 0 and num_staying(job):
+            return 0.0, "unknown: it may reach its own max_duration first"
         snapshot, names = _at(snapshot, *moment)
         ended += names
     return 0.0, _unknown(snapshot, job)

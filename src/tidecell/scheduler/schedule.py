@@ -159,9 +159,14 @@ def _has_claim(run: _Pass, unit: Unit) -> bool:
     return any((unit.job.uid, i) in run.board.claims for i in unit.indices)
 
 
+def _is_claimed(run: _Pass, unit: Unit) -> bool:
+    """Whether room is held for the whole unit: nobody's later reservation takes that from it."""
+    return all((unit.job.uid, i) in run.board.claims for i in unit.indices)
+
+
 def _place(run: _Pass, unit: Unit) -> bool:
     machines = run.board.fit(unit.job, unit.indices)
-    if machines is None and _ends_before_heads(run, unit):
+    if machines is None and (_is_claimed(run, unit) or _ends_before_heads(run, unit)):
         machines = run.board.fit(unit.job, unit.indices, ignore_reserved=True)
     if machines is None:
         return False
@@ -183,7 +188,8 @@ def _preempt(run: _Pass, unit: Unit) -> bool:
     """Take capacity from lower bands, and hold it for this unit."""
     jobs = [_as_seen_now(run, job) for job in run.snapshot.jobs]
     if _has_claim(run, unit):
-        if run.board.fit(unit.job, unit.indices, future=True) is not None:
+        held = _is_claimed(run, unit)
+        if run.board.fit(unit.job, unit.indices, future=True, ignore_reserved=held) is not None:
             _wait(run, unit, Reason.WAITING_FOR_PREEMPTED, detail="the capacity held for it is being vacated")
             return True
         for index in unit.indices:
