@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+import pytest
 from cell_harness import Cell, Process, machine_spec
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
@@ -488,10 +489,15 @@ class CellMachine(RuleBasedStateMachine):
             assert reasons & {Reason.NO_MATCHING_MACHINE, Reason.DEPENDENCY}, f"{job.uid} waits: {stuck}"
 
 
-CellMachine.TestCase.settings = settings(
-    max_examples=40,
-    stateful_step_count=40,
+class LongCellMachine(CellMachine):
+    """The same walks, more of them, and others on every run."""
+
+
+COMMON = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
+CellMachine.TestCase.settings = settings(COMMON, max_examples=60, stateful_step_count=40, derandomize=True)
+LongCellMachine.TestCase.settings = settings(COMMON, max_examples=1000, stateful_step_count=50)
 TestCellUnderRandomInputs = CellMachine.TestCase
+TestCellUnderRandomInputsForLonger = pytest.mark.slow(pytest.mark.timeout(1200)(LongCellMachine.TestCase))

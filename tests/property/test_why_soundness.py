@@ -171,10 +171,10 @@ def waiting_jobs(cell: Cell) -> list[tuple[Job, WhyView]]:
     return found
 
 
-SLOW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
-@SLOW
+@MANY
 @given(cells())
 def test_every_suggestion_starts_the_job(cell: Cell):
     for job, view in waiting_jobs(cell):
@@ -183,7 +183,7 @@ def test_every_suggestion_starts_the_job(cell: Cell):
             assert works(cell, job, fix), picture(cell, job, fix)
 
 
-@SLOW
+@MANY
 @given(cells())
 def test_nothing_smaller_would_do(cell: Cell):
     for job, view in waiting_jobs(cell):
@@ -220,7 +220,7 @@ def next_smaller_change(spec: JobSpec, fix: Fix) -> Fix | None:
     return None
 
 
-@SLOW
+@MANY
 @given(cells())
 def test_what_would_not_help_does_not(cell: Cell):
     for job, view in waiting_jobs(cell):
@@ -236,7 +236,7 @@ def test_what_would_not_help_does_not(cell: Cell):
                 assert not settles_with(trial, job.spec.name, goal_of(job)), fix
 
 
-@SLOW
+@MANY
 @given(cells())
 def test_without_the_named_holders_the_verdict_is_another(cell: Cell):
     for job, view in waiting_jobs(cell):
@@ -253,7 +253,7 @@ def test_without_the_named_holders_the_verdict_is_another(cell: Cell):
         assert (after.reasons, after.detail, after.holders) != (view.reasons, view.detail, view.holders)
 
 
-@SLOW
+@MANY
 @given(cells())
 def test_reasons_are_the_schedulers_own(cell: Cell):
     snapshot = take_snapshot(cell.state, cell.now_s)
@@ -264,7 +264,7 @@ def test_reasons_are_the_schedulers_own(cell: Cell):
         assert view.free_now
 
 
-@SLOW
+@MANY
 @given(cells())
 def test_an_expected_start_comes_true_when_limits_are_reached(cell: Cell):
     """With nothing but time limits and grace periods at work, the job runs by then."""
@@ -293,7 +293,7 @@ def test_an_expected_start_comes_true_when_limits_are_reached(cell: Cell):
         assert len(trial.job(job.spec.name).staying_tasks()) >= goal, view
 
 
-@SLOW
+@MANY
 @given(cells(), st.lists(specs("new"), min_size=1, max_size=1))
 def test_a_plan_is_what_then_happens(cell: Cell, new: list[JobSpec]):
     spec = new[0]

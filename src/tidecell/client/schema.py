@@ -310,8 +310,9 @@ class _SpecReader:
         path = (self._base_dir / Path(model).expanduser()).resolve()
         where = str(path) if path.is_dir() else model  # else a run's name, which the replica looks up
         models = spec.models or (spec.name,)
-        argv = (sys.executable, "-m", "tidecell.inference.replica", "--model", where, "--name", models[0])
-        return _replace(spec, argv=argv, models=models)
+        argv = [sys.executable, "-m", "tidecell.inference.replica", "--model", where, "--name", models[0]]
+        argv += ["--grace", f"{spec.grace_period_s:g}"]
+        return _replace(spec, argv=tuple(argv), models=models)
 
 
 def _replace(spec: JobSpec, argv: tuple[str, ...], models: tuple[str, ...]) -> JobSpec:

@@ -207,6 +207,8 @@ class Search:
         top = max((j.spec.priority.order for j in self._rivals()), default=now.order)
         tries = [Priority(now.band, max(top, now.order) + 1)] if self._rivals() else []
         tries += [Priority(band) for band in Band if now.band < band <= Band.PRODUCTION]
+        if not self._rivals():  # what people try first, though nobody of its band is ahead of it
+            self._no_help_from_order(Priority(now.band, now.order + 10))
         for priority in tries:
             verdict = self._judge(reprioritized(self.snapshot, self.job, priority))
             change = f"priority {now} -> {priority}"
@@ -215,9 +217,11 @@ class Search:
                 self.fixes.append(Fix(change, command, self._effect(verdict)))
                 return
             self.no_help.append(Fix(change, "", self._why_not_taken(priority)))
-        if not self._rivals():  # what people try first
-            change = f"priority {now} -> {Priority(now.band, now.order + 10)}"
-            self.no_help.insert(0, Fix(change, "", self._why_not_taken(now)))
+
+    def _no_help_from_order(self, higher: Priority) -> None:
+        if not self._judge(reprioritized(self.snapshot, self.job, higher)).starts:
+            change = f"priority {self.job.spec.priority} -> {higher}"
+            self.no_help.append(Fix(change, "", self._why_not_taken(higher)))
 
     def _rivals(self) -> list[JobView]:
         """Jobs of the same band that wait as well."""
@@ -314,9 +318,9 @@ def _refusal(job: JobView, band: Band) -> str:
     """Return why a job of this band takes nothing (or not all) from another; empty if it could."""
     theirs = job.spec.priority.band
     if theirs == band:
-        return f"is in the same band ({theirs.word})"
+        return "is in the same band"
     if theirs > band:
-        return f"is in a higher band ({theirs.word})"
+        return "is in a higher band"
     if job.spec.preemption is Preemption.NEVER:
         return "is never preempted"
     if any(t.running_s < job.spec.min_runtime_s for t in job.tasks if t.machine):

@@ -90,7 +90,7 @@ def _again(job: JobView, task: TaskView) -> TaskView | None:
 def _rests_on(ended: list[str]) -> str:
     if not ended:
         return "as soon as the scheduler looks again"
-    return f"at the latest, when {listed(ended)} must have ended, if nothing more important comes"
+    return f"when {listed(ended)} must have ended, if nothing more important comes"
 
 
 def _unknown(snapshot: Snapshot, mine: JobView) -> str:

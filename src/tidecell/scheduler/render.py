@@ -77,8 +77,8 @@ def _expected(view: WhyView, now_s: float) -> str:
     if not view.expected_s:
         return view.expected_why
     if now_s:
-        return f"in about {about(view.expected_s - now_s)}, {view.expected_why}"
-    return f"about {datetime.fromtimestamp(view.expected_s):%H:%M}, {view.expected_why}"
+        return f"in at most {about(view.expected_s - now_s)}, {view.expected_why}"
+    return f"at {datetime.fromtimestamp(view.expected_s):%H:%M} at the latest, {view.expected_why}"
 
 
 def render_plan(view: PlanView) -> str:

@@ -31,11 +31,11 @@ def listed(names: Iterable[str]) -> str:
 def work_at_risk(job: JobView, task: TaskView) -> str:
     """Return what stopping this task costs its job."""
     if job.spec.is_service:
-        return "no request: it finishes what it serves first"
+        return "no request"
     checkpoint = job.spec.checkpoint
     if checkpoint is not None:
-        return f"at most {about(min(task.running_s, checkpoint.every_s))} of work, since its last checkpoint"
-    return f"at most {about(task.running_s)} of work, since its start"
+        return f"at most {about(min(task.running_s, checkpoint.every_s))} of work"
+    return f"at most {about(task.running_s)} of work"
 
 
 def describe_needs(job: JobView, count: int) -> str:
@@ -50,23 +50,21 @@ def describe_free(snapshot: Snapshot, job: JobView, max_machines: int = 6) -> st
     board = Board(snapshot, 0)
     mine = [(job.uid, t.index) for t in job.tasks]
     free = {
-        m.name: board.free_for(m.name, mine)
+        m.name: _masked(board.free_for(m.name, mine), job.spec.resources)
         for m in snapshot.machines
         if m.has_type(job.spec.accelerator_type)
     }
     if not free:
         return "no such machine" if snapshot.machines else "no machine has joined"
     rows = [(n, r) for n, r in free.items() if not r.is_zero()]
-    shown = [f"{name}: {_describe(room, job.spec.resources)}" for name, room in rows[:max_machines]]
+    shown = [f"{name}: {room.describe()}" for name, room in rows[:max_machines]]
     more = f", and {len(rows) - max_machines} more machines" if len(rows) > max_machines else ""
     return ("; ".join(shown) or "nothing") + more
 
 
-def _describe(room: Resources, request: Resources) -> str:
+def _masked(room: Resources, request: Resources) -> Resources:
     """Return a machine's room, with memory only where the request asks for it."""
-    return Resources(
-        room.cpu_millis, room.memory_bytes if request.memory_bytes else 0, room.accelerators
-    ).describe()
+    return Resources(room.cpu_millis, room.memory_bytes if request.memory_bytes else 0, room.accelerators)
 
 
 def describe_victims(snapshot: Snapshot, victims: Iterable[Removal]) -> str:

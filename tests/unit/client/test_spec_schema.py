@@ -88,6 +88,8 @@ def test_a_service_of_a_model_runs_our_replica(tmp_path: Path):
         model,
         "--name",
         "chat",
+        "--grace",
+        "30",
     )
     assert spec.models == ("chat",)
     assert spec.probes == Probes(ready="/health")
