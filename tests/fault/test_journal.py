@@ -112,6 +112,22 @@ def test_records_that_changed_places_are_found(tmp_path: Path):
     reopened(tmp_path / "j.db", 6, states)
 
 
+def test_records_of_another_history_are_found(tmp_path: Path):
+    """Each is sound by itself; what comes before it is not what it followed."""
+    states = fill(tmp_path / "j.db")
+    other = Journal(tmp_path / "other.db")
+    for number in range(1, 13):
+        other.append([CellOpened(number + (number == 6))], 1000.0 + number)
+    other.close()
+    edit(tmp_path / "j.db", "DELETE FROM events WHERE seq > 6")
+    db = sqlite3.connect(tmp_path / "j.db")
+    db.execute("ATTACH ? AS other", (str(tmp_path / "other.db"),))
+    db.execute("INSERT INTO events SELECT * FROM other.events WHERE seq > 6")
+    db.commit()
+    db.close()
+    reopened(tmp_path / "j.db", 6, states)
+
+
 def test_a_torn_tail_loses_only_what_was_being_written(tmp_path: Path):
     """A crash leaves a write-ahead log whose last bytes never reached the disk."""
     path = tmp_path / "j.db"

@@ -436,6 +436,11 @@ class CellMachine(RuleBasedStateMachine):
             )
 
     @invariant()
+    def nobody_shrinks_and_grows_in_one_plan(self) -> None:
+        plan, _ = schedule(take_snapshot(self.cell.state, self.cell.now_s))
+        assert not {p.uid for p in plan.placements} & {r.uid for r in plan.removals}
+
+    @invariant()
     def whatever_waits_has_a_reason(self) -> None:
         snapshot = take_snapshot(self.cell.state, self.cell.now_s)
         plan, trace = schedule(snapshot)

@@ -10,6 +10,7 @@ from tidecell.structs.job import Band, Preemption, Priority, Reason, Replicas, R
 from tidecell.structs.messages import (
     Claim,
     JobChanged,
+    JobSubmitted,
     MachineSeen,
     Placement,
     Plan,
@@ -103,6 +104,27 @@ def test_the_one_that_loses_least_work_gives_way():
     cell.up().after(100.0).submit(job_spec("short"))
     cell.up().after(5.0).submit(service_spec("chat"))
     assert noticed(cell) == [("short", 0, 0)]
+
+
+def test_who_was_cheaper_but_does_not_help_stays():
+    cell = Cell().machine("m", 2).machine("n", 2)
+    cell.submit(job_spec("big", cpu=2))
+    cell.submit(job_spec("fixed", preemption=Preemption.NEVER))
+    cell.submit(job_spec("cheap", band=Band.BEST_EFFORT))
+    cell.up().submit(service_spec("chat", cpu=2))
+    assert noticed(cell) == [("big", 0, 0)]
+
+
+def test_nobody_shrinks_and_grows_in_one_plan():
+    cell = Cell().machine("m", 4)
+    cell.submit(job_spec("gang", replicas=3, band=Band.BEST_EFFORT, retry=Retry((RetryOn.ERROR,), 9)))
+    cell.up().down(cell.ref("gang", 0), exit_code=1)
+    cell.now_s += 1.0
+    cell.engine.attached["n"] = machine_spec("n", 1)
+    # In one tick: a machine where the missing replica would fit, and somebody who needs the others' room.
+    cell.send(MachineSeen(machine_spec("n", 1)), JobSubmitted(service_spec("chat", cpu=4)))
+    assert sorted(noticed(cell)) == [("gang", 1, 0), ("gang", 2, 0)]
+    assert cell.staying("gang") == 0
 
 
 def test_what_may_not_be_taken_is_not_taken():
@@ -256,18 +278,26 @@ def test_a_plan_may_not_take_a_gang_below_its_minimum_nor_free_room_for_nobody()
     cell.submit(job_spec("by", cpu=1, band=Band.MONITORING, preemption=Preemption.NEVER))
     assert sorted(noticed(cell)) == [("gang", 0, 0), ("gang", 1, 0)]  # its own plan takes it whole
     cell = Cell().machine("m", 3)
-    cell.submit(job_spec("gang", replicas=2, preemption=Preemption.ANY))
+    cell.submit(job_spec("gang", replicas=2, preemption=Preemption.ABOVE_MIN))
     cell.submit(job_spec("held", preemption=Preemption.NEVER))
     cell.up()
-    cell.submit(job_spec("by", cpu=3, band=Band.MONITORING))
-    half = Plan(
-        removals=(Removal("gang.1", 0, "m", "by.1", 1),), claims=(Claim("by.1", 0, "m", Resources(3000)),)
-    )
+    cell.submit(job_spec("by", band=Band.MONITORING))
+    claims = (Claim("by.1", 0, "m", Resources(1000)),)
+    half = Plan(removals=(Removal("gang.1", 0, "m", "by.1", 1),), claims=claims)
+    never = Plan(removals=(Removal("held.1", 0, "m", "by.1", 0),), claims=claims)
     in_vain = Plan(removals=(Removal("gang.1", 0, "m", "by.1", 0), Removal("gang.1", 1, "m", "by.1", 0)))
-    for plan in (half, in_vain):
+    for plan in (half, never, in_vain):
         cell.send(PlanProposed(plan))
     assert noticed(cell) == []
     assert [t.state for t in cell.job("gang").tasks] == [TaskState.RUNNING] * 2
+
+
+def test_nothing_is_held_that_will_not_be_there():
+    cell = Cell().machine("m", 2)
+    cell.submit(job_spec("runs", cpu=2, preemption=Preemption.NEVER))
+    cell.up().submit(job_spec("by", band=Band.MONITORING))
+    cell.send(PlanProposed(Plan(claims=(Claim("by.1", 0, "m", Resources(1000)),))))
+    assert cell.state.claims == {}
 
 
 def test_a_band_can_be_raised_in_place():
