@@ -138,6 +138,15 @@ def test_what_may_not_be_taken_is_not_taken():
     assert noticed(cell) == [("young", 0, 0)]
 
 
+def test_a_young_replica_above_min_is_not_taken_yet():
+    cell = Cell().machine("m", 3)
+    cell.submit(job_spec("train", replicas=(1, 3), min_runtime_s=60.0))
+    cell.up().after(30.0).submit(service_spec("chat"))
+    assert noticed(cell) == []
+    cell.after(31.0)
+    assert noticed(cell) == [("train", 2, 2)]
+
+
 def test_production_does_not_give_way_to_production():
     cell = Cell().machine("m", 1)
     cell.submit(service_spec("one", preemption=Preemption.ANY))
@@ -290,6 +299,14 @@ def test_a_plan_may_not_take_a_gang_below_its_minimum_nor_free_room_for_nobody()
         cell.send(PlanProposed(plan))
     assert noticed(cell) == []
     assert [t.state for t in cell.job("gang").tasks] == [TaskState.RUNNING] * 2
+
+
+def test_a_plan_that_names_a_task_twice_is_dropped():
+    cell = Cell().machine("m", 4)
+    cell.submit(job_spec("first"))
+    cell.submit(job_spec("then", replicas=2, after=("first",)))  # waits, though there is room
+    cell.send(PlanProposed(Plan(placements=(Placement("then.1", 0, "m"), Placement("then.1", 0, "m")))))
+    assert cell.staying("then") == 0
 
 
 def test_nothing_is_held_that_will_not_be_there():
