@@ -204,7 +204,7 @@ def why(name: str, as_json: bool) -> None:
     if as_json:
         print_json(view)
     else:
-        click.echo(render_why(view))
+        click.echo(render_why(view, time.time()))
 
 
 @click.command()
