@@ -79,7 +79,7 @@ class MemoryJournal:
 
 def machine_spec(name: str, cpu: float = 4, memory_gib: int = 16, gpus: Sequence[str] = ()) -> MachineSpec:
     accelerators = tuple(Accelerator(i, kind) for i, kind in enumerate(gpus))
-    return MachineSpec(name, Resources(int(cpu * 1000), memory_gib * GIB, len(gpus)), accelerators)
+    return MachineSpec(name, Resources(int(cpu * 1000), memory_gib * GIB, len(gpus) * 1000), accelerators)
 
 
 def job_spec(
@@ -89,7 +89,7 @@ def job_spec(
     band: Band = Band.BATCH,
     order: int = 0,
     memory_gib: float = 0,
-    gpus: int = 0,
+    gpus: float = 0,
     **rest: Any,
 ) -> JobSpec:
     low, high = (replicas, replicas) if isinstance(replicas, int) else replicas
@@ -98,7 +98,7 @@ def job_spec(
     return JobSpec(
         name,
         run="true",
-        resources=Resources(int(cpu * 1000), int(memory_gib * GIB), gpus),
+        resources=Resources(int(cpu * 1000), int(memory_gib * GIB), round(gpus * 1000)),
         replicas=Replicas(low, high),
         priority=Priority(band, order),
         **rest,

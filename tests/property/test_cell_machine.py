@@ -85,7 +85,7 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         name=draw(st.sampled_from(NAMES)),
         kind=Kind.SERVICE if service else Kind.JOB,
         run="x",
-        resources=Resources(draw(st.sampled_from([500, 1000, 2000, 3000])), 0, int(gpu)),
+        resources=Resources(draw(st.sampled_from([500, 1000, 2000, 3000])), 0, int(gpu) * 1000),
         replicas=replicas,
         priority=draw(priorities),
         preemption=draw(
@@ -391,7 +391,13 @@ class CellMachine(RuleBasedStateMachine):
         index, machine = st.integers(0, 5), st.sampled_from([*sorted(MACHINES), "nowhere"])
         size = Resources(1000)
         plan = Plan(
-            tuple(data.draw(st.lists(st.builds(Placement, uids, index, machine), max_size=2))),
+            tuple(
+                data.draw(
+                    st.lists(
+                        st.builds(Placement, uids, index, machine, st.just(()), st.just(size)), max_size=2
+                    )
+                )
+            ),
             tuple(
                 data.draw(st.lists(st.builds(Removal, uids, index, machine, uids, st.just(0)), max_size=2))
             ),
@@ -458,9 +464,8 @@ class CellMachine(RuleBasedStateMachine):
         for name, machine in state.machines.items():
             used = Resources()
             for job in state.live_jobs():
-                used = used + job.spec.resources.times(
-                    sum(1 for t in job.staying_tasks() if t.machine == name)
-                )
+                for task in job.staying_tasks():
+                    used = used + task.resources if task.machine == name else used
             for claim in state.claims.values():
                 if claim.machine == name:
                     used = used + claim.resources

@@ -59,7 +59,7 @@ def specs(draw: st.DrawFn) -> JobSpec:
         workdir=draw(st.sampled_from(["", "/"])),
         env=draw(variables),
         resources=Resources(
-            draw(st.integers(1, 10**6)), draw(st.sampled_from([0, 1 << 20, 10**9, 12345678])), gpus
+            draw(st.integers(1, 10**6)), draw(st.sampled_from([0, 1 << 20, 10**9, 12345678])), gpus * 1000
         ),
         accelerator_type=draw(st.sampled_from(["", "H100"])) if gpus else "",
         replicas=replicas,

@@ -22,6 +22,7 @@ from tidecell.scheduler.fixes import cpu_step, memory_step
 from tidecell.scheduler.schedule import schedule
 from tidecell.structs.job import Band, JobSpec, Kind, Preemption, Reason, Replicas, TaskState
 from tidecell.structs.messages import JobChanged, JobStopRequested, JobSubmitted, TaskDown, TaskNoticed, Tick
+from tidecell.structs.resources import GPU
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -121,7 +122,7 @@ def change_spec(spec: JobSpec, change: str) -> JobSpec:
             asked = {
                 "cpu": lambda a=asked, v=value: replace(a, cpu_millis=parse_cpu(v)),
                 "memory": lambda a=asked, v=value: replace(a, memory_bytes=parse_size(v)),
-                "gpu": lambda a=asked, v=value: replace(a, accelerators=int(v)),
+                "gpu": lambda a=asked, v=value: replace(a, gpu_millis=int(v) * GPU),
             }[key]()
             spec = replace(spec, resources=asked)
         else:
@@ -209,7 +210,7 @@ def next_smaller_change(spec: JobSpec, fix: Fix) -> Fix | None:
         key = match[1]
         if key == "gpu":
             more = int(match[3]) + 1
-            return Fix(f"resources.gpu x -> {more}") if more < r.accelerators else None
+            return Fix(f"resources.gpu x -> {more}") if more * GPU < r.gpu_millis else None
         if key == "cpu":
             millis = parse_cpu(match[3]) + cpu_step(r.cpu_millis)
             return Fix(f"resources.cpu x -> {millis}m") if millis < r.cpu_millis else None

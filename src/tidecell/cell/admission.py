@@ -85,8 +85,8 @@ def _excess(request: Resources, capacity: Resources) -> list[tuple[str, str, str
     if request.memory_bytes > capacity.memory_bytes:
         asked, has = format_bytes(request.memory_bytes), _floor_size(capacity.memory_bytes)
         rows.append(("memory", asked, has, "resources.memory"))
-    if request.accelerators > capacity.accelerators:
-        rows.append(("gpu", str(request.accelerators), str(capacity.accelerators), "resources.gpu"))
+    if request.gpu_millis > capacity.gpu_millis:
+        rows.append(("gpu", format_cpu(request.gpu_millis), format_cpu(capacity.gpu_millis), "resources.gpu"))
     return rows
 
 

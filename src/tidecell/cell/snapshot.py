@@ -15,7 +15,7 @@ def take_snapshot(state: CellState, now_s: float) -> Snapshot:
 
 
 def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
-    tasks = tuple(_task_view(t, now_s) for t in job.tasks if t.active or _waits(job, t))
+    tasks = tuple(_task_view(t) for t in job.tasks if t.active or _waits(job, t))
     blocked = tuple(
         name for name in job.spec.after if (o := state.find(name)) and o.outcome is not TaskState.SUCCEEDED
     )
@@ -38,14 +38,16 @@ def _waits(job: Job, task: Task) -> bool:
     return task.state is TaskState.PENDING and task.index < job.desired and job.stopping is None
 
 
-def _task_view(task: Task, now_s: float) -> TaskView:
+def _task_view(task: Task) -> TaskView:
     if not task.active:
         return TaskView(task.index, pending=True, not_before_s=task.not_before_s)
     return TaskView(
         index=task.index,
         machine=task.machine,
         accelerators=task.accelerators,
-        running_s=max(0.0, now_s - task.placed_s),
+        resources=task.resources,
+        envelope=task.envelope,
+        placed_s=task.placed_s,
         leaving=task.notice is not None,
         leaving_by_s=task.notice.deadline_s if task.notice is not None else 0.0,
     )

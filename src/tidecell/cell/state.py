@@ -39,6 +39,7 @@ from tidecell.structs.messages import (
     TaskStarted,
     TaskStopping,
 )
+from tidecell.structs.resources import Resources
 
 MAX_FINISHED = 2000  # finished runs kept in memory and in snapshots; the journal keeps all
 STORY_LENGTH = 12
@@ -66,6 +67,9 @@ class Task:
     epoch: int = 0
     machine: str = ""
     accelerators: tuple[int, ...] = ()
+    resources: Resources = field(default_factory=Resources)  # granted at its placement
+    shape: int = 0
+    envelope: str = ""
     pid: int = 0
     port: int = 0
     ready: bool = False
@@ -310,6 +314,9 @@ def _task_placed(state: CellState, event: TaskPlaced, at_s: float) -> None:
         epoch=event.ref.epoch,
         machine=event.machine,
         accelerators=event.accelerators,
+        resources=event.resources,
+        shape=event.shape,
+        envelope=event.envelope,
         placed_s=at_s,
         failures=task.failures,
         last_cause=task.last_cause,
@@ -352,7 +359,7 @@ def _task_ended(state: CellState, event: TaskEnded, at_s: float) -> None:
     _move(job, task, event.then)
     task.exit_code, task.message = event.exit_code, event.message
     task.ended_s, task.notice, task.ready, task.pid, task.port = at_s, None, False, 0, 0
-    task.accelerators = ()
+    task.accelerators, task.resources, task.shape, task.envelope = (), Resources(), 0, ""
     task.last_cause = event.cause
     task.failures = event.failures
     task.not_before_s = event.not_before_s

@@ -180,7 +180,8 @@ def _touch(decision: Decision, uid: str) -> None:
 
 def start_command(job: Job, task: Task, ref: TaskRef) -> StartTask:
     """Return the command that starts a placed task; sending it twice does no harm."""
-    return StartTask(ref, task.machine, task.attempt, job.spec, task.accelerators, len(job.staying_tasks()))
+    size = len(job.staying_tasks())
+    return StartTask(ref, task.machine, task.attempt, job.spec, task.accelerators, size, task.resources)
 
 
 def stop_command(job: Job, task: Task, ref: TaskRef, now_s: float) -> StopTask:
@@ -306,7 +307,15 @@ def _plan(state: CellState, message: PlanProposed, now_s: float) -> Decision:
         job = state.jobs[placed.ref.uid]
         size = len(job.staying_tasks()) + sum(1 for p in verified.placed if p.ref.uid == job.uid)
         commands.append(
-            StartTask(placed.ref, placed.machine, placed.attempt, job.spec, placed.accelerators, size)
+            StartTask(
+                placed.ref,
+                placed.machine,
+                placed.attempt,
+                job.spec,
+                placed.accelerators,
+                size,
+                placed.resources,
+            )
         )
     return Decision(verified.events, commands, verified.touched)
 

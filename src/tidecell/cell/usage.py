@@ -29,7 +29,7 @@ def machine_use(state: CellState) -> dict[str, MachineUse]:
         for task in job.tasks:
             if task.active and task.machine in use:
                 entry = use[task.machine]
-                entry.used = entry.used + job.spec.resources
+                entry.used = entry.used + task.resources
                 entry.accelerators.update(task.accelerators)
     return use
 

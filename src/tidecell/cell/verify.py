@@ -77,24 +77,28 @@ def _gang_holds(state: CellState, job: Job, group: list[Placement], use: dict[st
         return False
     if len({placement.index for placement in group}) < len(group):
         return False
-    extra: dict[str, int] = {}
+    extra: dict[str, Resources] = {}
     taken: set[tuple[str, int]] = set()
     for placement in group:
         machine = state.machines.get(placement.machine)
         if machine is None or not machine.up or _pending_and_wanted(job, placement.index) is None:
             return False
-        extra[placement.machine] = extra.get(placement.machine, 0) + 1
+        if placement.shape >= len(job.spec.shapes):
+            return False
+        wanted = job.spec.request(placement.index, placement.shape)
+        if placement.resources != wanted:
+            return False
+        extra[placement.machine] = extra.get(placement.machine, Resources()) + wanted
         entry = use[placement.machine]
         held = held_for_others(state, placement.machine, job.uid, placement.index)
         for sibling in group:  # a sibling's claim on this machine is part of this very gang
             claim = state.claims.get((job.uid, sibling.index))
             if claim and claim.machine == placement.machine and sibling is not placement:
                 held = held - claim.resources
-        wanted = job.spec.resources.times(extra[placement.machine])
-        if not (entry.used + held + wanted).fits(entry.capacity):
+        if not (entry.used + held + extra[placement.machine]).fits(entry.capacity):
             return False
         indices = {(placement.machine, i) for i in placement.accelerators}
-        if len(placement.accelerators) != job.spec.resources.accelerators or indices & taken:
+        if len(placement.accelerators) != wanted.num_accelerators or indices & taken:
             return False
         if entry.accelerators & set(placement.accelerators):
             return False
@@ -111,11 +115,19 @@ def _place(
             out.events.append(ClaimDropped(job.uid, task.index))
         # The sequence number that this event will get: unique, and higher than any before.
         ref = TaskRef(job.uid, task.index, state.seq + len(out.events) + 1)
-        placed = TaskPlaced(ref, task.attempt + 1, placement.machine, placement.accelerators)
+        placed = TaskPlaced(
+            ref,
+            task.attempt + 1,
+            placement.machine,
+            placement.accelerators,
+            placement.resources,
+            placement.shape,
+            placement.envelope,
+        )
         out.events.append(placed)
         out.placed.append(placed)
         entry = use[placement.machine]
-        entry.used = entry.used + job.spec.resources
+        entry.used = entry.used + placement.resources
         entry.accelerators.update(placement.accelerators)
     out.touched.add(job.uid)
 
@@ -172,11 +184,13 @@ def _claims_fit(state: CellState, by: Job, leaving: set[tuple[str, int]], claims
         for claim in (*held, *(c for c in claims if c.machine == name)):
             used = used + claim.resources
         for job in state.live_jobs():
-            stays = [t for t in job.staying_tasks() if (job.uid, t.index) not in leaving]
-            used = used + job.spec.resources.times(sum(1 for t in stays if t.machine == name))
+            for task in job.staying_tasks():
+                if task.machine == name and (job.uid, task.index) not in leaving:
+                    used = used + task.resources
         if not used.fits(machine.spec.capacity):
             return False
-    return all(claim.resources == by.spec.resources for claim in claims)
+    shapes = range(len(by.spec.shapes))
+    return all(c.resources in [by.spec.request(c.index, s) for s in shapes] for c in claims)
 
 
 def _remove(

@@ -115,7 +115,7 @@ def machines(as_json: bool) -> None:
                 format_cpu(round(m.cpu_used_millis, -1)),
                 f"{format_bytes(m.reserved.memory_bytes)} of {format_bytes(m.capacity.memory_bytes)}",
                 format_bytes(m.memory_used_bytes),
-                f"{m.reserved.accelerators} of {m.capacity.accelerators}",
+                f"{format_cpu(m.reserved.gpu_millis)} of {format_cpu(m.capacity.gpu_millis)}",
                 str(m.num_tasks),
                 m.isolation,
             )

@@ -75,7 +75,7 @@ def _full(spec: JobSpec) -> dict[str, Any]:
 def _resources(resources: Resources, accelerator_type: str) -> dict[str, Any]:
     cpu = resources.cpu_millis / 1000
     return {
-        "gpu": format_gpu(accelerator_type, resources.accelerators),
+        "gpu": format_gpu(accelerator_type, resources.gpu_millis),
         "cpu": int(cpu) if cpu.is_integer() else cpu,
         "memory": format_size(resources.memory_bytes),
     }

@@ -12,7 +12,7 @@ from decimal import Decimal, InvalidOperation
 
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import BAND_WORDS, Preemption, Priority, Replicas
-from tidecell.structs.resources import format_cpu
+from tidecell.structs.resources import GPU, format_cpu
 
 MAX_DURATION_S = 10 * 365 * 86400.0
 MAX_REPLICAS = 10_000
@@ -184,7 +184,7 @@ def parse_cpu(value: object) -> int:
 
 
 def parse_gpu(value: object) -> tuple[str, int]:
-    """Return type and count of ``"H100:8"``, ``"H100"`` (one) or ``2`` (of any type, then ``""``).
+    """Return type and thousandths of ``"H100:8"``, ``"H100"`` (one) or ``2`` (of any type, then ``""``).
 
     Raises:
         UnitError: It is none of these.
@@ -205,12 +205,14 @@ def parse_gpu(value: object) -> tuple[str, int]:
         raise UnitError(
             f"{show(value)} is no number of accelerators", "write TYPE:COUNT, TYPE or COUNT: H100:8, H100, 2"
         )
-    return kind, int(count)
+    return kind, int(count) * GPU
 
 
-def format_gpu(accelerator_type: str, count: int) -> str | int:
+def format_gpu(accelerator_type: str, gpu_millis: int) -> str | int | float:
     """Return accelerators as ``parse_gpu`` reads them."""
-    return f"{accelerator_type}:{count}" if accelerator_type else count
+    count = gpu_millis / GPU
+    plain = int(count) if count.is_integer() else count
+    return f"{accelerator_type}:{plain}" if accelerator_type else plain
 
 
 # ------------------------------------------------------------------------------- priority, replicas

@@ -204,14 +204,14 @@ class Agent:
         run_dir = self.home.run_dir(ref.uid)
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
         port = (spec.port or _free_port()) if spec.is_service else 0
-        group = self.isolation.make_group(f"{ref.uid}.{ref.index}.{ref.epoch}", spec.resources)
+        group = self.isolation.make_group(f"{ref.uid}.{ref.index}.{ref.epoch}", command.resources)
         launch = process.Launch(
             argv=_argv(command),
             env=self._task_env(command, port),
             workdir=spec.workdir or str(run_dir),
             out=self.home.log_path(ref.uid, ref.index, command.attempt, "out"),
             err=self.home.log_path(ref.uid, ref.index, command.attempt, "err"),
-            request=spec.resources,
+            request=command.resources,
             nice=NICENESS[spec.priority.band],
             group=group,
             measured=not self.isolation.limits,
@@ -223,7 +223,7 @@ class Agent:
             start_ticks=seen.start_ticks if seen else 0,
             ref=ref,
             cgroup=str(group or ""),
-            memory_bytes=0 if self.isolation.limits else spec.resources.memory_bytes,
+            memory_bytes=0 if self.isolation.limits else command.resources.memory_bytes,
             attempt=command.attempt,
             grace_s=spec.grace_period_s,
             min_members=spec.replicas.min,

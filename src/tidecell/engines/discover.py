@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 
 from tidecell.structs.machine import Accelerator, MachineSpec
-from tidecell.structs.resources import Resources
+from tidecell.structs.resources import GPU, Resources
 
 
 def discover_machine(name: str = "", cpu_millis: int = 0, memory_bytes: int = 0) -> MachineSpec:
@@ -19,7 +19,7 @@ def discover_machine(name: str = "", cpu_millis: int = 0, memory_bytes: int = 0)
     capacity = Resources(
         cpu_millis=cpu_millis or _cpu_millis(),
         memory_bytes=memory_bytes or _memory_bytes(),
-        accelerators=len(accelerators),
+        gpu_millis=len(accelerators) * GPU,
     )
     attributes = {"os": platform.system().lower(), "arch": platform.machine()}
     return MachineSpec(name or default_name(), capacity, accelerators, attributes)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import Claim
-from tidecell.structs.resources import Resources
+from tidecell.structs.resources import GPU, Resources
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Slot:
 
 
 def _at_least_zero(r: Resources) -> Resources:
-    return Resources(max(0, r.cpu_millis), max(0, r.memory_bytes), max(0, r.accelerators))
+    return Resources(max(0, r.cpu_millis), max(0, r.memory_bytes), max(0, r.gpu_millis))
 
 
 class Board:
@@ -42,19 +42,20 @@ class Board:
 
     def __init__(self, snapshot: Snapshot, seed: int) -> None:
         self.slots = {m.name: Slot(m) for m in snapshot.machines}
+        self.closed = frozenset(snapshot.closed)
         self.claims: dict[tuple[str, int], Claim] = {(c.uid, c.index): c for c in snapshot.claims}
         self._ties = {name: zlib.crc32(f"{seed}:{name}".encode()) if seed else 0 for name in self.slots}
         for job in snapshot.jobs:
             for task in job.tasks:
                 if task.machine in self.slots:
-                    self._occupy(job, task)
+                    self._occupy(task)
 
-    def _occupy(self, job: JobView, task: TaskView) -> None:
+    def _occupy(self, task: TaskView) -> None:
         slot = self.slots[task.machine]
-        slot.used = slot.used + job.spec.resources
+        slot.used = slot.used + task.resources
         slot.busy.update(task.accelerators)
         if task.leaving:
-            slot.leaving = slot.leaving + job.spec.resources
+            slot.leaving = slot.leaving + task.resources
             slot.busy_leaving.update(task.accelerators)
 
     def held_for_others(self, name: str, mine: Iterable[tuple[str, int]]) -> Resources:
@@ -106,7 +107,7 @@ class Board:
         room = {
             name: self.free_for(name, mine, future, (freed or {}).get(name), ignore_reserved)
             for name, slot in self.slots.items()
-            if slot.spec.has_type(job.spec.accelerator_type)
+            if name not in self.closed and slot.spec.has_type(job.spec.accelerator_type)
         }
         chosen = []
         for index in indices:
@@ -131,22 +132,22 @@ class Board:
         capacity, left = self.slots[name].spec.capacity, free - job.spec.resources
         share = left.cpu_millis / max(1, capacity.cpu_millis)
         share += left.memory_bytes / max(1, capacity.memory_bytes)
-        return share + 4.0 * left.accelerators
+        return share + 4.0 * left.gpu_millis / GPU
 
     def take(self, job: JobView, index: int, name: str) -> tuple[int, ...]:
         """Use a machine for a task; return the accelerators it gets, lowest first."""
         slot = self.slots[name]
         free = [a.index for a in slot.spec.accelerators if a.index not in slot.busy]
-        given = tuple(free[: job.spec.resources.accelerators])
+        given = tuple(free[: job.spec.resources.num_accelerators])
         slot.used = slot.used + job.spec.resources
         slot.busy.update(given)
         self.claims.pop((job.uid, index), None)
         return given
 
-    def leave(self, job: JobView, task: TaskView) -> None:
+    def leave(self, task: TaskView) -> None:
         """Mark a running task as leaving."""
         slot = self.slots[task.machine]
-        slot.leaving = slot.leaving + job.spec.resources
+        slot.leaving = slot.leaving + task.resources
         slot.busy_leaving.update(task.accelerators)
 
     def claim(self, claim: Claim) -> None:
@@ -168,6 +169,6 @@ class Board:
             ]
             if not names:
                 return
-            name = max(names, key=lambda n: (self.free_for(n).cpu_millis, self.free_for(n).accelerators, n))
+            name = max(names, key=lambda n: (self.free_for(n).cpu_millis, self.free_for(n).gpu_millis, n))
             slot = self.slots[name]
             slot.reserved = slot.reserved + job.spec.resources

@@ -38,6 +38,7 @@ from tidecell.scheduler.whatif import (
 from tidecell.scheduler.words import describe_free, describe_needs, listed, work_at_risk
 from tidecell.structs.job import JobSpec, Reason, TaskState
 from tidecell.structs.messages import Plan, Removal
+from tidecell.structs.resources import Resources
 
 # Reasons that somebody who holds capacity has to do with.
 _CAPACITY = {Reason.WAITING_FOR_CAPACITY, Reason.PRIORITY, Reason.WAITING_FOR_PREEMPTED}
@@ -110,7 +111,7 @@ def _victim(snapshot: Snapshot, removal: Removal) -> PlannedVictim:
     job = _get(snapshot, removal.uid)
     task = next(t for t in job.tasks if t.index == removal.index)
     action = "shrink" if removal.new_size else "evict"
-    loses = work_at_risk(job, task)
+    loses = work_at_risk(job, task, snapshot.now_s)
     return PlannedVictim(job.name, removal.index, removal.machine, action, removal.new_size, loses)
 
 
@@ -130,7 +131,7 @@ def explain_why(snapshot: Snapshot, uid: str, now_s: float, seed: int = 0) -> Wh
         ValueError: There is no such job in the snapshot.
     """
     job = _get(snapshot, uid)
-    view = WhyView(job.name, uid, _state(job), _since_s(job, now_s), message=_message(job))
+    view = WhyView(job.name, uid, _state(job), _since_s(job), message=_message(job))
     if job.stopping or not num_pending(job):
         return replace(view, shrunk=_why_smaller(job, (), None))
     plan, trace = schedule(snapshot, seed)
@@ -164,10 +165,9 @@ def _state(job: JobView) -> TaskState:
     return TaskState.RESIZING if any(t.leaving for t in job.tasks) else TaskState.PENDING
 
 
-def _since_s(job: JobView, now_s: float) -> float:
+def _since_s(job: JobView) -> float:
     """Since when it is in this state, as far as a snapshot tells: it waits since its submission."""
-    running_s = [t.running_s for t in job.tasks if t.machine]
-    return now_s - max(running_s) if running_s else job.submitted_s
+    return min((t.placed_s for t in job.tasks if t.machine), default=job.submitted_s)
 
 
 def _message(job: JobView) -> str:
@@ -198,25 +198,25 @@ def _holders(snapshot: Snapshot, job: JobView) -> tuple[Holder, ...]:
     if not suited:  # none could: then all of the type count
         suited = {m.name for m in snapshot.machines if m.has_type(job.spec.accelerator_type)}
     found = [
-        _holder(other, machine)
+        _holder(other, machine, snapshot.now_s)
         for other in snapshot.jobs
         if other.uid != job.uid
         for machine in sorted({t.machine for t in other.tasks} & suited)
     ]
     return tuple(
-        sorted(found, key=lambda h: (-h.resources.accelerators, -h.resources.cpu_millis, h.job, h.machine))
+        sorted(found, key=lambda h: (-h.resources.gpu_millis, -h.resources.cpu_millis, h.job, h.machine))
     )
 
 
-def _holder(job: JobView, machine: str) -> Holder:
+def _holder(job: JobView, machine: str, now_s: float) -> Holder:
     tasks = [t for t in job.tasks if t.machine == machine]
     return Holder(
         job=job.name,
         priority=str(job.spec.priority),
         machine=machine,
         num_tasks=len(tasks),
-        resources=job.spec.resources.times(len(tasks)),
-        running_s=max(t.running_s for t in tasks),
+        resources=sum((t.resources for t in tasks), Resources()),
+        running_s=max(t.running_s(now_s) for t in tasks),
         leaving=all(t.leaving for t in tasks),
         ends_by_s=job.ends_by_s,
     )

@@ -29,7 +29,7 @@ from tidecell.scheduler.whatif import (
 )
 from tidecell.scheduler.words import about, describe_victims, listed, work_at_risk
 from tidecell.structs.job import Band, JobSpec, Preemption, Priority, Replicas
-from tidecell.structs.resources import Resources, format_bytes
+from tidecell.structs.resources import GPU, Resources, format_bytes
 
 MAX_HOLDERS_TRIED = 12
 MAX_STOPS_SHOWN = 3
@@ -178,10 +178,12 @@ class Search:
 
     def _fewer_accelerators(self) -> None:
         asked = self.job.spec.resources
-        best = largest(asked.accelerators - 1, lambda k: self._with_resources(replace(asked, accelerators=k)))
+        best = largest(
+            asked.gpu_millis // GPU - 1, lambda k: self._with_resources(replace(asked, gpu_millis=k * GPU))
+        )
         if best:
-            spec = replace(self.job.spec, resources=replace(asked, accelerators=best))
-            self._add_spec_fix(f"resources.gpu {asked.accelerators} -> {best}", spec)
+            spec = replace(self.job.spec, resources=replace(asked, gpu_millis=best * GPU))
+            self._add_spec_fix(f"resources.gpu {format_cpu(asked.gpu_millis)} -> {best}", spec)
 
     def _any_accelerator(self) -> None:
         kind = self.job.spec.accelerator_type
@@ -237,7 +239,7 @@ class Search:
         reasons: dict[str, list[str]] = {}
         for name in dict.fromkeys(h.job for h in self.holders):
             job = next(j for j in self.snapshot.jobs if j.name == name)
-            reasons.setdefault(_refusal(job, priority.band), []).append(name)
+            reasons.setdefault(_refusal(job, priority.band, self.snapshot.now_s), []).append(name)
         kinds = {text: listed(names) for text, names in reasons.items() if text}
         if not self.holders:
             return "no machine is large enough" if self.snapshot.machines else "no machine has joined"
@@ -264,7 +266,9 @@ class Search:
                 continue
             size = Replicas(min(replicas.min, low - 1 + best), low - 1 + best)
             change = f"{other.name} replicas {replicas} -> {size}"
-            self.fixes.append(Fix(change, f"tide scale {other.name} {size}", _cost(other)))
+            self.fixes.append(
+                Fix(change, f"tide scale {other.name} {size}", _cost(other, self.snapshot.now_s))
+            )
             found = True
         return found
 
@@ -278,7 +282,9 @@ class Search:
         tried = [j for j in self._held_by() if j.name not in shrinking]
         for other in tried:
             if shown < MAX_STOPS_SHOWN and self._judge(stopped(self.snapshot, other)).starts:
-                self.fixes.append(Fix(f"{other.name} stops", f"tide stop {other.name}", _cost(other)))
+                self.fixes.append(
+                    Fix(f"{other.name} stops", f"tide stop {other.name}", _cost(other, self.snapshot.now_s))
+                )
                 shown += 1
         return shown > 0
 
@@ -314,7 +320,7 @@ def _floor(have: int, asked: int, step: int) -> int:
     return asked if asked <= have else have // step * step
 
 
-def _refusal(job: JobView, band: Band) -> str:
+def _refusal(job: JobView, band: Band, now_s: float) -> str:
     """Return why a job of this band takes nothing (or not all) from another; empty if it could."""
     theirs = job.spec.priority.band
     if theirs == band:
@@ -323,16 +329,16 @@ def _refusal(job: JobView, band: Band) -> str:
         return "is in a higher band"
     if job.spec.preemption is Preemption.NEVER:
         return "is never preempted"
-    if any(t.running_s < job.spec.min_runtime_s for t in job.tasks if t.machine):
+    if any(t.running_s(now_s) < job.spec.min_runtime_s for t in job.tasks if t.machine):
         return f"has not run its min_runtime of {about(job.spec.min_runtime_s)} yet"
     return "keeps its minimum" if job.spec.preemption is Preemption.ABOVE_MIN else ""
 
 
-def _cost(job: JobView) -> str:
+def _cost(job: JobView, now_s: float) -> str:
     running = [t for t in job.tasks if t.machine and not t.leaving]
     if not running:
         return ""
-    return f"loses {work_at_risk(job, max(running, key=lambda t: t.running_s))}"
+    return f"loses {work_at_risk(job, min(running, key=lambda t: t.placed_s), now_s)}"
 
 
 def _size(num_bytes: int) -> str:

@@ -26,18 +26,20 @@ class Group:
     job: JobView
     tasks: tuple[TaskView, ...]
     whole: bool
+    now_s: float
 
     def cost(self) -> tuple[int, int, int, float, str]:
         """Sort key, cheapest first: above min, low band, low order, little work lost."""
-        lost_s = sum(_work_at_risk_s(self.job, t) for t in self.tasks)
+        lost_s = sum(_work_at_risk_s(self.job, t, self.now_s) for t in self.tasks)
         priority = self.job.spec.priority
         return (int(self.whole), int(priority.band), priority.order, lost_s, self.job.uid)
 
 
-def _work_at_risk_s(job: JobView, task: TaskView) -> float:
+def _work_at_risk_s(job: JobView, task: TaskView, now_s: float) -> float:
     """Return seconds of work that stopping this task may lose: since its start or last checkpoint."""
     checkpoint = job.spec.checkpoint
-    return min(task.running_s, checkpoint.every_s) if checkpoint is not None else task.running_s
+    ran_s = task.running_s(now_s)
+    return min(ran_s, checkpoint.every_s) if checkpoint is not None else ran_s
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Victims:
 
 
 def find_victims(
-    board: Board, jobs: Sequence[JobView], by: JobView, indices: Sequence[int]
+    board: Board, jobs: Sequence[JobView], by: JobView, indices: Sequence[int], now_s: float
 ) -> Victims | None:
     """Return the cheapest minimal set whose leaving lets ``by`` start, or None if there is none.
 
@@ -58,7 +60,7 @@ def find_victims(
     machines = board.fit(by, indices, future=True)
     if machines is not None:
         return Victims((), tuple(machines))
-    groups = sorted(_groups(jobs, by), key=Group.cost)
+    groups = sorted(_groups(jobs, by, now_s), key=Group.cost)
     chosen: list[Group] = []
     for group in groups:
         chosen.append(group)
@@ -73,7 +75,7 @@ def find_victims(
     return Victims(tuple((g.job, t) for g in chosen for t in g.tasks), tuple(machines))
 
 
-def _groups(jobs: Sequence[JobView], by: JobView) -> list[Group]:
+def _groups(jobs: Sequence[JobView], by: JobView, now_s: float) -> list[Group]:
     out: list[Group] = []
     for job in jobs:
         policy = job.spec.preemption
@@ -82,11 +84,11 @@ def _groups(jobs: Sequence[JobView], by: JobView) -> list[Group]:
         staying = [t for t in job.tasks if t.machine and not t.leaving]
         spare = max(0, len(staying) + len(job.done) - job.spec.replicas.min)
         above, rest = (staying[-spare:], staying[:-spare]) if spare else ([], staying)
-        above = [t for t in above if t.running_s >= job.spec.min_runtime_s]
-        out += [Group(job, (t,), whole=False) for t in reversed(above)]
-        old_enough = all(t.running_s >= job.spec.min_runtime_s for t in staying)
+        above = [t for t in above if t.running_s(now_s) >= job.spec.min_runtime_s]
+        out += [Group(job, (t,), False, now_s) for t in reversed(above)]
+        old_enough = all(t.running_s(now_s) >= job.spec.min_runtime_s for t in staying)
         if policy is Preemption.ANY and rest and old_enough:
-            out.append(Group(job, tuple(rest), whole=True))
+            out.append(Group(job, tuple(rest), True, now_s))
     return out
 
 
@@ -94,7 +96,7 @@ def _freed(groups: Sequence[Group]) -> dict[str, Resources]:
     freed: dict[str, Resources] = {}
     for group in groups:
         for task in group.tasks:
-            freed[task.machine] = freed.get(task.machine, Resources()) + group.job.spec.resources
+            freed[task.machine] = freed.get(task.machine, Resources()) + task.resources
     return freed
 
 

@@ -172,7 +172,7 @@ def _place(run: _Pass, unit: Unit) -> bool:
         return False
     for index, machine in zip(unit.indices, machines, strict=True):
         given = run.board.take(unit.job, index, machine)
-        run.placements.append(Placement(unit.job.uid, index, machine, given))
+        run.placements.append(Placement(unit.job.uid, index, machine, given, unit.job.spec.request(index)))
     return True
 
 
@@ -195,7 +195,7 @@ def _preempt(run: _Pass, unit: Unit) -> bool:
         for index in unit.indices:
             if run.board.claims.pop((unit.job.uid, index), None) is not None:
                 run.withdrawals.append((unit.job.uid, index))
-    victims = find_victims(run.board, jobs, unit.job, unit.indices)
+    victims = find_victims(run.board, jobs, unit.job, unit.indices, run.snapshot.now_s)
     if victims is None:
         return False
     sizes = {job.uid: sum(1 for t in job.tasks if t.machine and not t.leaving) for job in jobs}
@@ -204,7 +204,7 @@ def _preempt(run: _Pass, unit: Unit) -> bool:
     for job, task in victims.tasks:
         run.removals.append(Removal(job.uid, task.index, task.machine, unit.job.uid, sizes[job.uid]))
         run.left.add((job.uid, task.index))
-        run.board.leave(job, task)
+        run.board.leave(task)
     for index, machine in zip(unit.indices, victims.machines, strict=True):
         claim = Claim(unit.job.uid, index, machine, unit.job.spec.resources)
         run.claims.append(claim)
@@ -220,12 +220,7 @@ def _as_seen_now(run: _Pass, job: JobView) -> JobView:
     """The job with the tasks marked that this pass has already told to leave."""
     if not any(uid == job.uid for uid, _ in run.left):
         return job
-    tasks = tuple(
-        TaskView(t.index, t.pending, t.machine, t.accelerators, t.running_s, True)
-        if (job.uid, t.index) in run.left
-        else t
-        for t in job.tasks
-    )
+    tasks = tuple(replace(t, leaving=True) if (job.uid, t.index) in run.left else t for t in job.tasks)
     return replace(job, tasks=tasks)
 
 
@@ -281,15 +276,19 @@ def shadow_start_s(snapshot: Snapshot, job: JobView, count: int) -> float:
 
     Releases are taken in order of their limits, until ``count`` replicas fit.
     """
-    free = {m.name: m.capacity for m in snapshot.machines if m.has_type(job.spec.accelerator_type)}
+    free = {
+        m.name: m.capacity
+        for m in snapshot.machines
+        if m.name not in snapshot.closed and m.has_type(job.spec.accelerator_type)
+    }
     ends: list[tuple[float, str, Resources]] = []
     for other in snapshot.jobs:
         for task in other.tasks:
             if task.machine in free:
-                free[task.machine] = free[task.machine] - other.spec.resources
+                free[task.machine] = free[task.machine] - task.resources
                 end_s = task.leaving_by_s if task.leaving else other.ends_by_s
                 if end_s:
-                    ends.append((end_s, task.machine, other.spec.resources))
+                    ends.append((end_s, task.machine, task.resources))
     for end_s, machine, resources in sorted(ends, key=lambda e: (e[0], e[1])):
         free[machine] = free[machine] + resources
         if _count_fitting(free, job.spec.resources) >= count:

@@ -13,25 +13,36 @@ import msgspec
 from tidecell.structs.job import JobSpec, Reason
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import Claim, Plan
+from tidecell.structs.resources import Resources
 
 
 class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
     """A task as the scheduler sees it.
 
     Attributes:
-        running_s: How long its present start has run.
+        resources: What it was granted; nothing while it is pending.
+        envelope: The alloc's task whose reservation it is in.
+        placed_s: Since when it holds its machine.
         leaving: It was told to leave and still holds its resources.
         not_before_s: It backs off until then.
+        avoid: Machines on which it failed lately.
     """
 
     index: int
     pending: bool = False
     machine: str = ""
     accelerators: tuple[int, ...] = ()
-    running_s: float = 0.0
+    resources: Resources = Resources()
+    envelope: str = ""
+    placed_s: float = 0.0
     leaving: bool = False
     leaving_by_s: float = 0.0
     not_before_s: float = 0.0
+    avoid: tuple[str, ...] = ()
+
+    def running_s(self, now_s: float) -> float:
+        """Return how long its present start has lasted."""
+        return max(0.0, now_s - self.placed_s)
 
 
 class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,12 +73,18 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One immutable picture of a cell."""
+    """One immutable picture of a cell.
+
+    Attributes:
+        machines: Those that are up.
+        closed: Names of machines that are up and take no new work.
+    """
 
     now_s: float
     machines: tuple[MachineSpec, ...]
     jobs: tuple[JobView, ...]
     claims: tuple[Claim, ...] = ()
+    closed: tuple[str, ...] = ()
 
 
 class Waiting(msgspec.Struct, frozen=True, omit_defaults=True):

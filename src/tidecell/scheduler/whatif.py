@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import JobView, PlanTrace, Snapshot, TaskView
 from tidecell.structs.job import JobSpec, Priority, Replicas
-from tidecell.structs.messages import Plan, Removal
+from tidecell.structs.messages import Placement, Plan, Removal
 
 MAX_ROUNDS = 8  # victims leave and others take their place; more rounds than this mean no rest
 
@@ -124,7 +124,7 @@ def carry_out(snapshot: Snapshot, plan: Plan) -> Snapshot:
     def after(job: JobView, task: TaskView) -> TaskView:
         key = (job.uid, task.index)
         if key in placed:
-            return TaskView(task.index, machine=placed[key].machine, accelerators=placed[key].accelerators)
+            return _placed(placed[key], snapshot.now_s)
         return _leaving(snapshot, job, task) if key in removed else task
 
     changed = {uid for uid, _ in (*placed, *removed)}
@@ -137,6 +137,17 @@ def carry_out(snapshot: Snapshot, plan: Plan) -> Snapshot:
     gone = {*plan.withdrawals, *placed, *((c.uid, c.index) for c in plan.claims)}
     claims = [c for c in snapshot.claims if (c.uid, c.index) not in gone]
     return replace(snapshot, jobs=jobs, claims=(*claims, *plan.claims))
+
+
+def _placed(placement: Placement, now_s: float) -> TaskView:
+    return TaskView(
+        placement.index,
+        machine=placement.machine,
+        accelerators=placement.accelerators,
+        resources=placement.resources,
+        envelope=placement.envelope,
+        placed_s=now_s,
+    )
 
 
 def _ends_by_s(snapshot: Snapshot, job: JobView) -> float:

@@ -28,14 +28,14 @@ def listed(names: Iterable[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1] if items else ""]))
 
 
-def work_at_risk(job: JobView, task: TaskView) -> str:
+def work_at_risk(job: JobView, task: TaskView, now_s: float) -> str:
     """Return what stopping this task costs its job."""
     if job.spec.is_service:
         return "no request"
     checkpoint = job.spec.checkpoint
     if checkpoint is not None:
-        return f"at most {about(min(task.running_s, checkpoint.every_s))} of work"
-    return f"at most {about(task.running_s)} of work"
+        return f"at most {about(min(task.running_s(now_s), checkpoint.every_s))} of work"
+    return f"at most {about(task.running_s(now_s))} of work"
 
 
 def describe_needs(job: JobView, count: int) -> str:
@@ -64,7 +64,7 @@ def describe_free(snapshot: Snapshot, job: JobView, max_machines: int = 6) -> st
 
 def _masked(room: Resources, request: Resources) -> Resources:
     """Return a machine's room, with memory only where the request asks for it."""
-    return Resources(room.cpu_millis, room.memory_bytes if request.memory_bytes else 0, room.accelerators)
+    return Resources(room.cpu_millis, room.memory_bytes if request.memory_bytes else 0, room.gpu_millis)
 
 
 def describe_victims(snapshot: Snapshot, victims: Iterable[Removal]) -> str:

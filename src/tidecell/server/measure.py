@@ -71,7 +71,7 @@ class Measurements:
             if entry.replicas:
                 jobs[job.spec.name] = entry
                 reserved[entry.band] = reserved.get(entry.band, 0) + entry.reserved_cpu_millis
-                gpus = entry.replicas * job.spec.resources.accelerators
+                gpus = sum(t.resources.num_accelerators for t in job.active_tasks())
                 accelerators[entry.band] = accelerators.get(entry.band, 0) + gpus
             if job.spec.is_service:
                 served = stats.services.get(job.spec.name) if stats is not None else None
@@ -86,7 +86,7 @@ class Measurements:
             jobs=jobs,
             services=services,
             trainings=trainings,
-            accelerators=sum(c.accelerators for c in machines),
+            accelerators=sum(c.num_accelerators for c in machines),
             accelerators_by_band=accelerators,
         )
         self.store.append(now_s, msgspec.json.encode(sample))
@@ -99,7 +99,7 @@ class Measurements:
             kind=job.spec.kind.value,
             band=job.spec.priority.band.word,
             replicas=len(active),
-            reserved_cpu_millis=len(active) * job.spec.resources.cpu_millis,
+            reserved_cpu_millis=sum(t.resources.cpu_millis for t in active),
             used_cpu_millis=sum(cpu for cpu, _ in used),
             memory_bytes=sum(memory for _, memory in used),
         )

@@ -181,6 +181,13 @@ class Probes(msgspec.Struct, frozen=True, omit_defaults=True):
     failures: int = 3
 
 
+class Shape(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One set of resources that a replica can run with."""
+
+    resources: Resources
+    accelerator_type: str = ""
+
+
 class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """What somebody asks for, checked and in our units.
 
@@ -193,6 +200,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         env: Environment variables beyond those every task gets.
         resources: What one replica needs.
         accelerator_type: For example ``H100``; empty: any.
+        any_of: Further sets of resources, tried in order where the first choice does not start now.
         grace_period_s: Time between notice and SIGKILL.
         min_runtime_s: A task is not preempted before it ran this long.
         max_duration_s: Wall time from the first start, 0: unlimited.
@@ -210,6 +218,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     env: dict[str, str] = {}
     resources: Resources = Resources(cpu_millis=1000)
     accelerator_type: str = ""
+    any_of: tuple[Shape, ...] = ()
     replicas: Replicas = Replicas()
     priority: Priority = Priority()
     preemption: Preemption = Preemption.ANY
@@ -225,6 +234,15 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     models: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     team: str = ""
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """All sets of resources that a replica can run with, the first choice first."""
+        return (Shape(self.resources, self.accelerator_type), *self.any_of)
+
+    def request(self, index: int, shape: int = 0) -> Resources:
+        """Return what replica ``index`` asks for in one of the job's shapes."""
+        return self.resources if shape == 0 else self.any_of[shape - 1].resources
 
     @property
     def is_service(self) -> bool:

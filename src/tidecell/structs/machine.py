@@ -22,7 +22,7 @@ class MachineSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         name: Unique in the cell.
         capacity: What tasks may reserve.
-        accelerators: One entry per accelerator; their number equals ``capacity.accelerators``.
+        accelerators: One entry per accelerator; ``capacity.gpu_millis`` is 1000 for each.
         attributes: Free key-value pairs, for example ``rack``.
         isolation: How limits are enforced: ``cgroup-v2``, or ``rlimit+measure``.
         address: Where its services are reached.

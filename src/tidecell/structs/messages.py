@@ -33,12 +33,20 @@ class TaskRef(msgspec.Struct, frozen=True, order=True):
 
 
 class Placement(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Start this task on this machine."""
+    """Start this task on this machine.
+
+    Attributes:
+        resources: What it is granted: its request in the job's shape ``shape``.
+        envelope: The alloc's task whose reservation it enters; empty: the machine's own capacity.
+    """
 
     uid: str
     index: int
     machine: str
     accelerators: tuple[int, ...] = ()
+    resources: Resources = Resources()
+    shape: int = 0
+    envelope: str = ""
 
 
 class Removal(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -275,6 +283,9 @@ class TaskPlaced(Event, frozen=True, tag=True):
     attempt: int
     machine: str
     accelerators: tuple[int, ...] = ()
+    resources: Resources = Resources()
+    shape: int = 0
+    envelope: str = ""
 
 
 class TaskStarted(Event, frozen=True, tag=True):
@@ -374,6 +385,7 @@ class StartTask(Command, frozen=True, tag=True):
     spec: JobSpec
     accelerators: tuple[int, ...] = ()
     num_replicas: int = 1
+    resources: Resources = Resources()
 
 
 class StopTask(Command, frozen=True, tag=True):

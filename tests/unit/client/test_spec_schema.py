@@ -60,7 +60,7 @@ def test_a_full_job_is_read_into_our_units(tmp_path: Path):
             setup="pip install -r requirements.txt",
             workdir=str(tmp_path.resolve()),
             env={"EPOCHS": "3", "LR": "1e-3", "DEBUG": "yes"},
-            resources=Resources(8000, 64 * 10**9, 1),
+            resources=Resources(8000, 64 * 10**9, 1000),
             accelerator_type="H100",
             replicas=Replicas(2, 8),
             priority=Priority(Band.BATCH, 5),

@@ -83,12 +83,12 @@ def test_memory_without_a_unit_is_surely_a_mistake():
 @pytest.mark.parametrize(
     ("text", "result"),
     [
-        ("H100:8", ("H100", 8)),
-        ("H100", ("H100", 1)),
-        ("2", ("", 2)),
-        (1, ("", 1)),
+        ("H100:8", ("H100", 8000)),
+        ("H100", ("H100", 1000)),
+        ("2", ("", 2000)),
+        (1, ("", 1000)),
         (0, ("", 0)),
-        ("rtx-4090:1", ("rtx-4090", 1)),
+        ("rtx-4090:1", ("rtx-4090", 1000)),
     ],
 )
 def test_accelerators(text: object, result: tuple[str, int]):

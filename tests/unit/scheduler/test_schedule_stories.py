@@ -270,8 +270,8 @@ def test_a_plan_that_no_longer_holds_is_dropped():
     before = cell.state.seq
     one = Resources(1000)
     for plan in (
-        Plan(placements=(Placement("a.1", 0, "m"), Placement("a.1", 0, "m"))),
-        Plan(placements=(Placement("a.1", 0, "nowhere"), Placement("a.1", 1, "m"))),
+        Plan(placements=(Placement("a.1", 0, "m", (), one), Placement("a.1", 0, "m", (), one))),
+        Plan(placements=(Placement("a.1", 0, "nowhere", (), one), Placement("a.1", 1, "m", (), one))),
         Plan(removals=(Removal("b.1", 0, "m", "a.1", 0),), claims=(Claim("a.1", 0, "m", one),)),
         Plan(claims=(Claim("a.1", 0, "m", Resources(2000)),)),
     ):
@@ -305,7 +305,12 @@ def test_a_plan_that_names_a_task_twice_is_dropped():
     cell = Cell().machine("m", 4)
     cell.submit(job_spec("first"))
     cell.submit(job_spec("then", replicas=2, after=("first",)))  # waits, though there is room
-    cell.send(PlanProposed(Plan(placements=(Placement("then.1", 0, "m"), Placement("then.1", 0, "m")))))
+    one = Resources(1000)
+    cell.send(
+        PlanProposed(
+            Plan(placements=(Placement("then.1", 0, "m", (), one), Placement("then.1", 0, "m", (), one)))
+        )
+    )
     assert cell.staying("then") == 0
 
 

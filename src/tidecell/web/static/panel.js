@@ -19,7 +19,7 @@ export function jobPanel({ uid, job, why, logs, error }, close, nowS) {
 function facts(job, nowS) {
   const r = job.resources;
   const needs = [
-    r.accelerators ? plural(r.accelerators, "accelerator") : "",
+    r.gpu_millis ? plural(r.gpu_millis / 1000, "accelerator") : "",
     `${cores(r.cpu_millis)} cores`,
     r.memory_bytes ? bytes(r.memory_bytes) : "",
   ].filter(Boolean).join(", ");

@@ -31,7 +31,7 @@ const bandMark = (band) => h("span", { class: `swatch band-${band}`, "aria-hidde
 export function header({ cell, machines }, nowS, silent) {
   const up = (machines ?? []).filter((m) => m.up);
   const sum = (field, part) => up.reduce((total, m) => total + (m[field]?.[part] ?? 0), 0);
-  const gpus = sum("capacity", "accelerators");
+  const gpus = sum("capacity", "gpu_millis") / 1000;
   return h("header", { class: "top", key: "header" }, [
     h("h1", {}, "tide", h("span", {}, "cell")),
     cell && [
@@ -139,8 +139,8 @@ export function machinesTable({ machines = [] }) {
       h("td", { class: "wide" }, [
         bar("Cores", m.capacity.cpu_millis ?? 0, m.reserved.cpu_millis ?? 0, m.cpu_used_millis ?? 0, cores),
         bar("Memory", m.capacity.memory_bytes ?? 0, m.reserved.memory_bytes ?? 0, m.memory_used_bytes ?? 0, bytes),
-        m.capacity.accelerators &&
-          `${m.reserved.accelerators ?? 0} of ${plural(m.capacity.accelerators, "accelerator")} reserved, ${m.accelerators?.[0]?.type ?? ""}`,
+        m.capacity.gpu_millis &&
+          `${(m.reserved.gpu_millis ?? 0) / 1000} of ${plural(m.capacity.gpu_millis / 1000, "accelerator")} reserved, ${m.accelerators?.[0]?.type ?? ""}`,
       ]),
     ]),
   );
