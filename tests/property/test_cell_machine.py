@@ -67,6 +67,7 @@ from tidecell.structs.messages import (
     Tick,
 )
 from tidecell.structs.resources import Resources
+from tidecell.structs.work import Array
 
 MACHINES = {name: machine_spec(name, cpu=4, gpus=["H100"] if name == "c" else []) for name in "abc"}
 NAMES = ["n0", "n1", "n2", "n3", "n4", "n5"]
@@ -81,7 +82,11 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
     service = draw(st.booleans())
     replicas = draw(ranges)
     gpu = draw(st.integers(0, 9)) == 0
+    array = None if service or draw(st.integers(0, 4)) else Array(draw(st.integers(1, 9)))
+    if array is not None:
+        replicas = Replicas(0, draw(st.integers(1, array.count)))
     return JobSpec(
+        array=array,
         name=draw(st.sampled_from(NAMES)),
         kind=Kind.SERVICE if service else Kind.JOB,
         run="x",

@@ -26,6 +26,7 @@ from tidecell.structs.job import (
     Scaling,
 )
 from tidecell.structs.resources import Resources
+from tidecell.structs.work import Array, grid_size
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20).filter(
@@ -41,6 +42,24 @@ variables = st.dictionaries(
 def ranges(draw: st.DrawFn) -> Replicas:
     low = draw(st.integers(0, 9))
     return Replicas(low, draw(st.integers(max(1, low), 12)))
+
+
+@st.composite
+def work_of(draw: st.DrawFn, service: bool) -> dict[str, object]:
+    """What kind of work it is, besides replicas."""
+    if service or draw(st.booleans()):
+        return {}
+    if draw(st.booleans()):
+        array = Array(draw(st.integers(1, 99)))
+    else:
+        values = st.lists(words, min_size=1, max_size=3).map(tuple)
+        keys = st.from_regex(r"s[a-z]{1,4}", fullmatch=True)
+        sweep = draw(st.dictionaries(keys, values, min_size=1, max_size=3))
+        size = grid_size(sweep)
+        samples = draw(st.integers(0, size))
+        seed = draw(st.integers(0, 9)) if samples else 0
+        array = Array(samples or size, sweep, samples, seed)
+    return {"array": array, "replicas": Replicas(0, draw(st.integers(1, array.count)))}
 
 
 @st.composite
@@ -62,7 +81,6 @@ def specs(draw: st.DrawFn) -> JobSpec:
             draw(st.integers(1, 10**6)), draw(st.sampled_from([0, 1 << 20, 10**9, 12345678])), gpus * 1000
         ),
         accelerator_type=draw(st.sampled_from(["", "H100"])) if gpus else "",
-        replicas=replicas,
         priority=Priority(draw(st.sampled_from(Band)), draw(st.integers(-99, 99))),
         preemption=draw(st.sampled_from(Preemption)),
         grace_period_s=draw(seconds),
@@ -81,6 +99,7 @@ def specs(draw: st.DrawFn) -> JobSpec:
         models=tuple(draw(st.lists(words, unique=True, max_size=2))) if service else (),
         labels=draw(variables),
         team=draw(st.sampled_from(["", "search"])),
+        **{"replicas": replicas, **draw(work_of(service))},
     )
 
 
@@ -113,7 +132,7 @@ junk = st.recursive(
     max_leaves=8,
 )
 keys = st.sampled_from(
-    ["name", "run", "env", "resources", "replicas", "retry", "probes", "scaling", "after", "kind"]
+    ["name", "run", "env", "resources", "replicas", "retry", "probes", "scaling", "after", "kind", "array"]
 )
 
 

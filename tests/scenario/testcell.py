@@ -8,8 +8,10 @@ from pathlib import Path
 from tidecell.cell.invariants import check_state
 from tidecell.cell.journal import Journal
 from tidecell.cell.runtime import Runtime
+from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import Job, encode_state
 from tidecell.engines.fake import FakeEngine, Script
+from tidecell.scheduler.snapshot import Snapshot
 from tidecell.structs.job import Band, JobSpec, Kind, Preemption, Priority, Replicas, Scaling, TaskState
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import (
@@ -95,6 +97,18 @@ class StoryCell:
         while self.now_s < end_s:
             self.now_s = min(end_s, self.now_s + STEP_S)
             self.tell(*self.engine.advance(self.now_s), *self._drained(), Tick())
+
+    def tick_without_checks(self, steps: int) -> None:
+        """Let time pass as a live cell does: no invariant is checked."""
+        for _ in range(steps):
+            self.now_s += STEP_S
+            outcome = self.runtime.tick([*self.engine.advance(self.now_s), Tick()], self.now_s)
+            for command in outcome.commands:
+                self.engine.send(command)
+
+    def snapshot(self) -> Snapshot:
+        """Return the cell as the scheduler sees it."""
+        return take_snapshot(self.runtime.state, self.now_s)
 
     def _drained(self) -> list[Input]:
         state = self.runtime.state

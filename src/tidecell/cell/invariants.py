@@ -4,10 +4,12 @@ behind a debug flag. Those listed are the ones that one machine with this featur
 
 from __future__ import annotations
 
+from collections import Counter
+
 from tidecell.cell.state import CellState, Job
 from tidecell.cell.usage import machine_use
 from tidecell.structs.errors import InvariantError
-from tidecell.structs.job import ACTIVE, Cause, TaskState
+from tidecell.structs.job import ACTIVE, TERMINAL, Cause, TaskState
 from tidecell.structs.messages import Event, TaskNoticed, TaskRef
 
 
@@ -79,9 +81,9 @@ def _job(state: CellState, job: Job) -> None:
         active = [t for t in job.tasks if t.state in ACTIVE or t.state is TaskState.PENDING]
         _require(not active, f"job '{job.uid}' is finished and still has live tasks", job)
         return
-    _require(
-        job.desired <= max(job.spec.replicas.max, 0), f"job '{job.uid}' wants more than its maximum", job
-    )
+    _open(job)
+    if job.spec.array is None:
+        _require(job.desired <= job.spec.replicas.max, f"job '{job.uid}' wants more than its maximum", job)
     for task in job.tasks:
         _require(
             (task.state is TaskState.RESIZING) == (task.notice is not None),
@@ -89,6 +91,16 @@ def _job(state: CellState, job: Job) -> None:
             job,
         )
         _require(not task.active or task.machine != "", f"task {job.uid}/{task.index} runs nowhere", job)
+
+
+def _open(job: Job) -> None:
+    """The index of tasks without an end is right; an array keeps to its count, each item ends once."""
+    states = [t.state for t in job.tasks]
+    _require(list(job.open) == [i for i, s in enumerate(states) if s not in TERMINAL], "open tasks", job)
+    _require(+job.ended == Counter(s for s in states if s in TERMINAL), "counts of ended tasks", job)
+    _require(job.num_active == sum(s in ACTIVE for s in states), "number of active tasks", job)
+    if job.spec.array is not None:
+        _require(len(job.tasks) <= job.spec.array.count, f"array '{job.uid}' has too many items", job)
 
 
 def _claims(state: CellState) -> None:

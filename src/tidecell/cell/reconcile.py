@@ -20,6 +20,7 @@ from tidecell.structs.messages import (
 )
 
 STOP_AFTER_DRAIN_S = 5.0  # what a replica gets to end itself once its drain time is over
+SHOWN_FAILURES = 20  # failed items that an array's outcome names
 GANG_REPAIR_S = 60.0  # how long survivors of a broken gang wait for the missing replicas to start again
 
 
@@ -59,16 +60,19 @@ def _drop_idle_claims(state: CellState, job: Job, decision: Decision) -> None:
 
 def _conclusion(state: CellState, job: Job, now_s: float) -> JobStopping | JobFinished | None:
     """Return the event that begins the end of a job, if its end has come."""
-    failed = next((t for t in job.tasks if t.state is TaskState.FAILED), None)
-    if failed is not None:
+    if job.spec.array is None and job.ended[TaskState.FAILED]:
+        failed = next(t for t in job.tasks if t.state is TaskState.FAILED)
         text = f"replica {failed.index}: {failed.message}" if len(job.tasks) > 1 else failed.message
         return JobStopping(job.uid, TaskState.FAILED, Cause.FAILED, text, _shell_code(failed.exit_code or 1))
     limit_s = job.spec.max_duration_s
     if limit_s and job.started_s and now_s >= job.started_s + limit_s:
         return JobStopping(job.uid, TaskState.TIMEOUT, Cause.TIMEOUT, f"ran longer than {limit_s:g} s", 124)
-    if not job.spec.is_service:
-        done = [t for t in job.tasks if t.state is TaskState.SUCCEEDED]
-        if done and (job.spec.is_elastic or len(done) >= job.spec.replicas.min):
+    if job.spec.array is not None:
+        if not job.open and len(job.tasks) >= job.spec.array.count:
+            return _array_conclusion(job)
+    elif not job.spec.is_service:
+        done = job.num_succeeded
+        if done and (job.spec.is_elastic or done >= job.spec.replicas.min):
             return JobStopping(job.uid, TaskState.SUCCEEDED, Cause.COMPLETED)
     if not job.active_tasks():
         for name in job.spec.after:
@@ -77,6 +81,17 @@ def _conclusion(state: CellState, job: Job, now_s: float) -> JobStopping | JobFi
                 text = f"comes after '{name}', which is {other.state}"
                 return JobFinished(job.uid, TaskState.CANCELLED, 1, text)
     return None
+
+
+def _array_conclusion(job: Job) -> JobStopping:
+    """Every item has ended: the array failed if any did, and says which."""
+    failed = [t for t in job.tasks if t.state is TaskState.FAILED]
+    if not failed:
+        return JobStopping(job.uid, TaskState.SUCCEEDED, Cause.COMPLETED)
+    names = ", ".join(str(t.index) for t in failed[:SHOWN_FAILURES])
+    more = ", ..." if len(failed) > SHOWN_FAILURES else ""
+    text = f"{len(failed)} of {len(job.tasks)} items failed: {names}{more}"
+    return JobStopping(job.uid, TaskState.FAILED, Cause.FAILED, text, _shell_code(failed[0].exit_code or 1))
 
 
 def _shell_code(exit_code: int) -> int:
@@ -116,11 +131,14 @@ def _gang_is_given_up(job: Job, now_s: float) -> bool:
 
     Its survivors can do nothing alone and hold what others could use. A service's replicas can.
     """
-    if job.spec.is_service or any(t.notice is not None for t in job.tasks):
+    if (
+        job.spec.is_service
+        or job.spec.array is not None
+        or any(t.notice is not None for t in job.open_tasks())
+    ):
         return False
-    done = sum(1 for t in job.tasks if t.state is TaskState.SUCCEEDED)
     size = len(job.staying_tasks())
-    if not 0 < size < min(job.spec.replicas.min, job.desired) - done:
+    if not 0 < size < min(job.spec.replicas.min, job.desired) - job.num_succeeded:
         return False
     # Replicas that were never started are those of somebody's wish for more: no reason to stop what runs.
     gone = [t for t in job.tasks[: job.desired] if t.state is TaskState.PENDING and t.ended_s]

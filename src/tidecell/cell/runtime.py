@@ -160,5 +160,6 @@ class Runtime:
             t.state is TaskState.PENDING
             for job in self.state.live_jobs()
             if job.stopping is None
-            for t in job.tasks[: job.desired]
+            for t in job.open_tasks()
+            if t.index < job.desired
         )

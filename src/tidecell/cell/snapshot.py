@@ -15,7 +15,7 @@ def take_snapshot(state: CellState, now_s: float) -> Snapshot:
 
 
 def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
-    tasks = tuple(_task_view(t) for t in job.tasks if t.active or _waits(job, t))
+    tasks = tuple(_task_view(t) for t in job.open_tasks() if t.active or _waits(job, t))
     blocked = tuple(
         name for name in job.spec.after if (o := state.find(name)) and o.outcome is not TaskState.SUCCEEDED
     )
@@ -30,7 +30,10 @@ def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
         blocked_by=blocked,
         ends_by_s=ends_by_s,
         stopping=job.stopping is not None,
-        done=tuple(t.index for t in job.tasks if t.state is TaskState.SUCCEEDED),
+        # An array's items do not make a gang: nobody asks which of them are done.
+        done=()
+        if job.spec.array is not None
+        else tuple(t.index for t in job.tasks if t.state is TaskState.SUCCEEDED),
     )
 
 

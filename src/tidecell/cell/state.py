@@ -7,7 +7,7 @@ and belong to this module; everything else reads them.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +43,7 @@ from tidecell.structs.resources import Resources
 
 MAX_FINISHED = 2000  # finished runs kept in memory and in snapshots; the journal keeps all
 STORY_LENGTH = 12
+LOOKAHEAD = 256  # items of an array that wait openly; the others wait behind them, unseen
 
 
 @dataclass
@@ -107,12 +108,18 @@ class Job:
     desired_why: str = ""
     story: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Index the tasks: those without an end, and how the others ended."""
+        self.open = {t.index: None for t in self.tasks if t.state not in TERMINAL}
+        self.ended = Counter(t.state for t in self.tasks if t.state in TERMINAL)
+        self.num_active = sum(1 for t in self.tasks if t.active)
+
     @property
     def state(self) -> TaskState:
         """The job's state, read off its tasks."""
         if self.outcome is not None:
             return self.outcome
-        states = {t.state for t in self.tasks}
+        states = {t.state for t in self.open_tasks()}
         for state in (TaskState.RUNNING, TaskState.RESIZING, TaskState.STARTING):
             if state in states:
                 return state
@@ -123,13 +130,22 @@ class Job:
         """Whether it has no outcome yet."""
         return self.outcome is None
 
+    def open_tasks(self) -> list[Task]:
+        """Return the tasks that have not ended for good, in order; of a large array these are few."""
+        return [self.tasks[i] for i in self.open]
+
     def active_tasks(self) -> list[Task]:
         """Return the tasks that hold resources."""
-        return [t for t in self.tasks if t.active]
+        return [t for t in self.open_tasks() if t.active]
 
     def staying_tasks(self) -> list[Task]:
         """Return the active tasks that were not told to leave."""
-        return [t for t in self.tasks if t.active and t.notice is None]
+        return [t for t in self.open_tasks() if t.active and t.notice is None]
+
+    @property
+    def num_succeeded(self) -> int:
+        """How many tasks have done their work."""
+        return self.ended[TaskState.SUCCEEDED]
 
 
 @dataclass
@@ -211,7 +227,26 @@ def _task(state: CellState, ref: TaskRef) -> tuple[Job, Task]:
 def _move(job: Job, task: Task, to: TaskState) -> None:
     if to not in TRANSITIONS[task.state]:
         raise InvariantError(f"task {job.uid}/{task.index} cannot go from {task.state} to {to}", job.story)
+    job.num_active += (to in ACTIVE) - (task.state in ACTIVE)
     task.state = to
+    if to in TERMINAL:
+        del job.open[task.index]
+        job.ended[to] += 1
+
+
+def _open_items(job: Job) -> None:
+    """Let the next items of an array wait openly: as many as may run at once, but few that only wait.
+
+    So a pass over the cell costs what runs and could start, not what the array holds.
+    """
+    array = job.spec.array
+    if array is None:
+        return
+    most = min(job.spec.replicas.max, job.num_active + LOOKAHEAD)
+    while len(job.tasks) < array.count and len(job.open) < most:
+        job.open[len(job.tasks)] = None
+        job.tasks.append(Task(len(job.tasks)))
+    job.desired = len(job.tasks)
 
 
 def _tell(job: Job, text: str, at_s: float) -> None:
@@ -238,7 +273,9 @@ def _machine_gone(state: CellState, event: MachineGone, at_s: float) -> None:
 def _job_accepted(state: CellState, event: JobAccepted, at_s: float) -> None:
     spec = event.spec
     desired = spec.replicas.min if spec.scaling is not None else spec.replicas.max
-    job = Job(event.uid, spec, at_s, desired, [Task(i) for i in range(spec.replicas.max)])
+    count = 0 if spec.array is not None else spec.replicas.max
+    job = Job(event.uid, spec, at_s, desired, [Task(i) for i in range(count)])
+    _open_items(job)
     state.jobs[event.uid] = job
     state.by_name[spec.name] = event.uid
     state.counters[spec.name] = state.counters.get(spec.name, 0) + 1
@@ -249,7 +286,13 @@ def _job_accepted(state: CellState, event: JobAccepted, at_s: float) -> None:
 def _job_rescaled(state: CellState, event: JobRescaled, at_s: float) -> None:
     job = _job(state, event.uid)
     job.spec = msgspec.structs.replace(job.spec, replicas=event.replicas)
-    job.tasks.extend(Task(i) for i in range(len(job.tasks), event.replicas.max))
+    if job.spec.array is not None:
+        _open_items(job)
+        _tell(job, f"parallel {event.replicas.max}", at_s)
+        return
+    for index in range(len(job.tasks), event.replicas.max):
+        job.open[index] = None
+        job.tasks.append(Task(index))
     elastic = job.spec.scaling is None
     wanted = event.replicas.max if elastic else job.desired
     job.desired = max(event.replicas.min, min(event.replicas.max, wanted))
@@ -259,8 +302,14 @@ def _job_rescaled(state: CellState, event: JobRescaled, at_s: float) -> None:
 
 def _trim(job: Job) -> None:
     """Forget tasks above the maximum, from the end, once they hold nothing."""
+    if job.spec.array is not None:
+        return
     while len(job.tasks) > job.spec.replicas.max and not job.tasks[-1].active:
-        job.tasks.pop()
+        task = job.tasks.pop()
+        if task.index in job.open:
+            del job.open[task.index]
+        else:
+            job.ended[task.state] -= 1
 
 
 def _job_reprioritized(state: CellState, event: JobReprioritized, at_s: float) -> None:
@@ -285,7 +334,7 @@ def _job_finished(state: CellState, event: JobFinished, at_s: float) -> None:
     job = _job(state, event.uid)
     if job.outcome is not None:
         raise InvariantError(f"job '{job.uid}' finishes twice", job.story)
-    for task in job.tasks:
+    for task in job.open_tasks():
         if task.state is TaskState.PENDING:
             _move(job, task, event.state)
     job.outcome, job.exit_code, job.message = event.state, event.exit_code, event.message
@@ -321,6 +370,7 @@ def _task_placed(state: CellState, event: TaskPlaced, at_s: float) -> None:
         failures=task.failures,
         last_cause=task.last_cause,
     )
+    _open_items(job)
     _tell(job, f"{task.index} placed on {event.machine} (attempt {event.attempt})", at_s)
 
 
@@ -365,6 +415,7 @@ def _task_ended(state: CellState, event: TaskEnded, at_s: float) -> None:
     task.not_before_s = event.not_before_s
     _ack(state, event.machine, event.agent_seq)
     _trim(job)
+    _open_items(job)
     what = f"{task.index} ended ({event.exit_code})"
     _tell(job, f"{what} {event.cause or ''} -> {event.then}", at_s)
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from tidecell.cell.admission import check_admissible, check_capacity
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.verify import verify_plan
 from tidecell.structs.errors import ConflictError, NotFoundError, RefusedError
-from tidecell.structs.job import Cause, RetryOn, TaskState
+from tidecell.structs.job import Cause, Replicas, RetryOn, TaskState
 from tidecell.structs.messages import (
     CellOpened,
     Command,
@@ -108,6 +110,8 @@ def _changed(state: CellState, message: JobChanged, now_s: float) -> Decision:
     if job.stopping is not None:
         raise ConflictError(f"job '{message.name}' is stopping ({job.stopping.cause})")
     events: list[Event] = []
+    if message.replicas is not None and job.spec.array is not None:  # of an array only the most counts
+        message = msgspec.structs.replace(message, replicas=Replicas(0, message.replicas.max))
     if message.replicas is not None and message.replicas != job.spec.replicas:
         if not 0 <= message.replicas.min <= message.replicas.max or message.replicas.max < 1:
             raise RefusedError(
@@ -180,7 +184,7 @@ def _touch(decision: Decision, uid: str) -> None:
 
 def start_command(job: Job, task: Task, ref: TaskRef) -> StartTask:
     """Return the command that starts a placed task; sending it twice does no harm."""
-    size = len(job.staying_tasks())
+    size = 1 if job.spec.array is not None else len(job.staying_tasks())
     return StartTask(ref, task.machine, task.attempt, job.spec, task.accelerators, size, task.resources)
 
 
@@ -305,7 +309,9 @@ def _plan(state: CellState, message: PlanProposed, now_s: float) -> Decision:
     commands: list[Command] = []
     for placed in verified.placed:
         job = state.jobs[placed.ref.uid]
-        size = len(job.staying_tasks()) + sum(1 for p in verified.placed if p.ref.uid == job.uid)
+        size = 1
+        if job.spec.array is None:
+            size = len(job.staying_tasks()) + verified.num_placed[job.uid]
         commands.append(
             StartTask(
                 placed.ref,

@@ -26,7 +26,7 @@ def machine_use(state: CellState) -> dict[str, MachineUse]:
     """Return the use of every machine that is up or still holds tasks."""
     use = {name: MachineUse(m.spec.capacity) for name, m in state.machines.items()}
     for job in state.live_jobs():
-        for task in job.tasks:
+        for task in job.open_tasks():
             if task.active and task.machine in use:
                 entry = use[task.machine]
                 entry.used = entry.used + task.resources

@@ -36,6 +36,7 @@ class Verified:
     placed: list[TaskPlaced] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
     leaving: set[tuple[str, int]] = field(default_factory=set)  # told to leave by this very plan
+    num_placed: dict[str, int] = field(default_factory=dict)  # by uid
 
 
 def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
@@ -46,10 +47,13 @@ def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
             out.events.append(ClaimDropped(uid, index))
             out.touched.add(uid)
     use = machine_use(state)
-    for uid, group in _by_job(plan.placements):
+    for uid, group in _by_job(state, plan.placements):
         job = state.jobs.get(uid)
-        if job is not None and _gang_holds(state, job, group, use):
+        if job is None or (job.spec.array is not None and _array_is_full(job, out)):
+            continue
+        if _gang_holds(state, job, group, use):
             _place(state, job, group, use, out)
+            out.num_placed[uid] = out.num_placed.get(uid, 0) + len(group)
     for uid, removals, claims in _by_beneficiary(plan):
         beneficiary = state.jobs.get(uid)
         if beneficiary is not None and _removals_hold(state, beneficiary, removals, claims, out):
@@ -57,11 +61,19 @@ def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
     return out
 
 
-def _by_job(placements: Iterable[Placement]) -> list[tuple[str, list[Placement]]]:
-    groups: dict[str, list[Placement]] = {}
+def _by_job(state: CellState, placements: Iterable[Placement]) -> list[tuple[str, list[Placement]]]:
+    """Return what holds together or not at all: a job's placements, but an array's items one by one."""
+    groups: dict[tuple[str, int], list[Placement]] = {}
     for placement in placements:
-        groups.setdefault(placement.uid, []).append(placement)
-    return list(groups.items())
+        job = state.jobs.get(placement.uid)
+        item = placement.index if job is not None and job.spec.array is not None else 0
+        groups.setdefault((placement.uid, item), []).append(placement)
+    return [(uid, group) for (uid, _), group in groups.items()]
+
+
+def _array_is_full(job: Job, out: Verified) -> bool:
+    """Whether as many items run, or start in this very plan, as may run at once."""
+    return job.num_active + out.num_placed.get(job.uid, 0) >= job.spec.replicas.max
 
 
 def _pending_and_wanted(job: Job, index: int) -> Task | None:
@@ -72,8 +84,7 @@ def _pending_and_wanted(job: Job, index: int) -> Task | None:
 
 
 def _gang_holds(state: CellState, job: Job, group: list[Placement], use: dict[str, MachineUse]) -> bool:
-    done = sum(1 for t in job.tasks if t.state is TaskState.SUCCEEDED)
-    if len(job.staying_tasks()) + done + len(group) < min(job.spec.replicas.min, job.desired):
+    if len(job.staying_tasks()) + job.num_succeeded + len(group) < min(job.spec.replicas.min, job.desired):
         return False
     if len({placement.index for placement in group}) < len(group):
         return False
@@ -165,8 +176,7 @@ def _removals_hold(
 def _may_lose(job: Job, leaving: set[tuple[str, int]]) -> bool:
     """Whether a job's own policy allows that these leave: what is above its minimum, or all of it."""
     rest = sum(1 for t in job.staying_tasks() if (job.uid, t.index) not in leaving)
-    done = sum(1 for t in job.tasks if t.state is TaskState.SUCCEEDED)
-    above_min = rest + done >= min(job.spec.replicas.min, job.desired)
+    above_min = rest + job.num_succeeded >= min(job.spec.replicas.min, job.desired)
     if job.spec.preemption is Preemption.ANY:
         return above_min or rest == 0
     return job.spec.preemption is Preemption.ABOVE_MIN and above_min

@@ -48,7 +48,7 @@ def _ps_table(jobs: Sequence[JobStatus]) -> Table:
             j.name,
             j.kind,
             state_text(j.state),
-            replicas_text(j) if not j.done else str(j.replicas),
+            replicas_text(j) if not j.done or j.array is not None else str(j.replicas),
             j.priority,
             ago(j.submitted_s),
             waits_text(j),
@@ -145,7 +145,7 @@ def _print_job(job: JobStatus) -> None:
     out.print(f"{job.name}  ", state_text(job.state), f"  ({job.kind}, {job.uid})")
     facts = [
         ("priority", job.priority),
-        ("replicas", f"{job.running} running, {job.ready} ready, {job.desired} wanted ({job.replicas})"),
+        _size_fact(job),
         ("each needs", job.resources.describe()),
         ("command", job.command),
         ("workdir", job.workdir or "its own directory"),
@@ -192,6 +192,14 @@ def _print_job(job: JobStatus) -> None:
     print_table(columns, rows)
 
 
+def _size_fact(job: JobStatus) -> tuple[str, str]:
+    if job.array is None:
+        sizes = f"{job.running} running, {job.ready} ready, {job.desired} wanted ({job.replicas})"
+        return ("replicas", sizes)
+    counts = ", ".join(f"{n} {state}" for state, n in job.array.counts.items())
+    return ("items", f"{job.array.count}: {counts}; at most {job.array.parallel} at once")
+
+
 @click.command()
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -218,7 +226,8 @@ def logs(name: str, follow: bool, since: str, tail: int | None, replica: int | N
     """Show a job's output, kept after it ended; standard error goes to standard error."""
     since_s = _value(parse_duration, since, "--since") if since else None
     with Client.from_home() as client:
-        many = len([t for t in client.job(name).tasks if t.attempt]) > 1 and replica is None
+        job = client.job(name)
+        many = (job.array is not None or len([t for t in job.tasks if t.attempt]) > 1) and replica is None
         for line in client.logs(name, follow, tail, since_s, replica, stream):
             stream_to = sys.stdout if line.stream == "out" else sys.stderr
             stream_to.write(_prefixed(line.text, line.index) if many else line.text)
@@ -274,11 +283,14 @@ def stop(names: tuple[str, ...], now: bool, detach: bool) -> None:
 @click.argument("name")
 @click.argument("replicas")
 def scale(name: str, replicas: str) -> None:
-    """Change a job's replicas: tide scale chat 2..8"""
+    """Change a job's replicas: tide scale chat 2..8 (of an array: how many items run at once)"""
     wanted = _value(parse_replicas, replicas, "replicas")
     with Client.from_home() as client:
         job = client.scale(name, wanted.min, wanted.max)
-    out.print(f"{job.name}  replicas {job.replicas}, {job.desired} wanted, {job.running} running")
+    if job.array is not None:
+        out.print(f"{job.name}  at most {job.array.parallel} at once, {job.running} running")
+    else:
+        out.print(f"{job.name}  replicas {job.replicas}, {job.desired} wanted, {job.running} running")
 
 
 @click.command()

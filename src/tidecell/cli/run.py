@@ -13,11 +13,21 @@ import click
 from tidecell.cli.show import err, out
 from tidecell.client.client import Client
 from tidecell.client.schema import parse_priority, parse_replicas
-from tidecell.client.units import parse_cpu, parse_duration, parse_env, parse_gpu, parse_size
+from tidecell.client.units import (
+    MAX_REPLICAS,
+    UnitError,
+    parse_array,
+    parse_cpu,
+    parse_duration,
+    parse_env,
+    parse_gpu,
+    parse_size,
+)
 from tidecell.client.views import JobStatus
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import JobSpec, Replicas, Retry, RetryOn, TaskState
 from tidecell.structs.resources import Resources
+from tidecell.structs.work import Array, grid_size
 
 # What a command finds of the shell it was typed in, besides --env.
 PASSED_ON = ("PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -29,7 +39,11 @@ PASSED_ON = ("PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "LD_LIBRARY_PA
 @click.option("--gpus", default="", help="Accelerators per replica, for example 1 or H100:2.")
 @click.option("--cpu", default="1", show_default=True, help="Cores per replica.")
 @click.option("--memory", default="", help="Memory per replica, for example 4GB: reserved, and its limit.")
-@click.option("--replicas", default="1", show_default=True, help="N, or MIN..MAX.")
+@click.option("--replicas", default="", help="N, or MIN..MAX (default: 1).")
+@click.option("--array", default="", metavar="N[%P]", help="N independent items, at most P at once: 100%10.")
+@click.option(
+    "--sweep", multiple=True, metavar="K=A,B", help="An item for each combination of values, in $K."
+)
 @click.option(
     "--priority", default="batch", show_default=True, help="A band, or a band and a number: batch+5."
 )
@@ -67,7 +81,7 @@ def _spec(command: tuple[str, ...], o: dict[str, object]) -> JobSpec:
         resources = Resources(
             parse_cpu(text("cpu")), parse_size(text("memory")) if text("memory") else 0, gpus
         )
-        low, high = _range(text("replicas"))
+        array, replicas = _array(text("array"), text("replicas"), list(_strings(o["sweep"])))
         env = dict(parse_env(pair) for pair in _strings(o["env"]))
         retries = int(text("retries") or 0)
         on = (RetryOn.ERROR, RetryOn.INTERRUPTION) if retries else (RetryOn.INTERRUPTION,)
@@ -78,7 +92,8 @@ def _spec(command: tuple[str, ...], o: dict[str, object]) -> JobSpec:
             env={**{k: os.environ[k] for k in PASSED_ON if k in os.environ}, **env},
             resources=resources,
             accelerator_type=gpu_type,
-            replicas=Replicas(low, high),
+            replicas=replicas,
+            array=array,
             priority=parse_priority(text("priority")),
             max_duration_s=parse_duration(text("max_duration")) if text("max_duration") else 0.0,
             grace_period_s=parse_duration(text("grace_period")),
@@ -93,9 +108,28 @@ def _strings(value: object) -> Iterator[str]:
     return (str(v) for v in value) if isinstance(value, tuple) else iter(())
 
 
-def _range(text: str) -> tuple[int, int]:
-    replicas = parse_replicas(text)
-    return replicas.min, replicas.max
+def _array(items: str, replicas: str, sweep: list[str]) -> tuple[Array | None, Replicas]:
+    """Return the array that is asked for, if one is, and the replicas."""
+    if not items and not sweep:
+        return None, parse_replicas(replicas or "1")
+    if replicas:
+        raise UnitError(
+            "--replicas and --array are two ways to run many", "say how many at once: --array N%P"
+        )
+    if not sweep:
+        count, parallel = parse_array(items)
+        return Array(count), Replicas(0, parallel)
+    grid: dict[str, tuple[str, ...]] = {}
+    for pair in sweep:
+        name, values = parse_env(pair)
+        grid[name] = tuple(values.split(","))
+    size = grid_size(grid)
+    if not items:
+        return Array(parse_array(size)[0], grid), Replicas(0, min(size, MAX_REPLICAS))
+    count, parallel = parse_array(items)
+    if count > size:
+        raise UnitError(f"--array {items}: the sweep has only {size} points", f"give {size} or fewer")
+    return Array(count, grid, 0 if count == size else count), Replicas(0, parallel)
 
 
 def _workdir(text: str) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tidecell.client.views import JobStatus
-from tidecell.structs.job import TaskState
+from tidecell.structs.job import TERMINAL, TaskState
 
 # Where nobody watches, lines are not cut to a terminal that is not there.
 _WIDE = 240
@@ -84,6 +84,9 @@ def clock(at_s: float) -> str:
 
 def replicas_text(job: JobStatus) -> str:
     """Return replicas as ``running/desired`` and the range they may move in."""
+    if job.array is not None:
+        ended = sum(job.array.counts.get(s.value, 0) for s in TERMINAL)
+        return f"{ended}/{job.array.count} done, {job.running} run"
     now = f"{job.ready if job.kind == 'service' else job.running}/{job.desired}"
     return now if job.replicas.min == job.replicas.max else f"{now} ({job.replicas})"
 

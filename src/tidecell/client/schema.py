@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tidecell.client.document import Node, read_data, read_text
+from tidecell.client.schema_work import read_array, work_rules
 from tidecell.client.section import (
     NAME_HINT,
     Section,
@@ -141,6 +142,7 @@ class _SpecReader:
         nothing: tuple[str, tuple[str, ...]] = ("", ())
         run, argv = top.take("run", self._run, nothing)
         resources, accelerator_type = self._resources()
+        array = read_array(top)
         spec = JobSpec(
             name=name,
             kind=kind,
@@ -151,7 +153,8 @@ class _SpecReader:
             env=self._mapping("env", check=True),
             resources=resources,
             accelerator_type=accelerator_type,
-            replicas=self._replicas(),
+            replicas=self._replicas() if array is None else Replicas(0, array[1]),
+            array=array[0] if array is not None else None,
             priority=top.take("priority", plainly(parse_priority), default_priority(kind)),
             preemption=top.take("preemption", plainly(parse_preemption), default_preemption(kind)),
             grace_period_s=top.take("grace_period", duration, 30.0),
@@ -285,6 +288,7 @@ class _SpecReader:
                 f"cannot change replicas {fixed}",
                 f"give a range: replicas: {{min: {fixed}, max: {fixed + 3}}}",
             )
+        work_rules(top, spec)
         if spec.name and spec.name in spec.after:
             top.note("after", f"'{spec.name}' cannot come after itself", "take it out")
 

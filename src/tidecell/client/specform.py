@@ -7,6 +7,7 @@ from typing import Any
 from tidecell.client.units import format_duration, format_gpu, format_size
 from tidecell.structs.job import Band, JobSpec, Kind, Preemption, Priority, Probes, Replicas, Retry, Scaling
 from tidecell.structs.resources import Resources
+from tidecell.structs.work import Array
 
 
 def spec_to_dict(spec: JobSpec) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def _full(spec: JobSpec) -> dict[str, Any]:
         "run": list(spec.argv) if spec.argv else spec.run,
         "env": dict(spec.env),
         "resources": _resources(spec.resources, spec.accelerator_type),
-        "replicas": _replicas(spec.replicas),
+        **({"replicas": _replicas(spec.replicas)} if spec.array is None else {}),
         "priority": str(spec.priority),
         "preemption": spec.preemption.value,
         "grace_period": format_duration(spec.grace_period_s),
@@ -69,6 +70,8 @@ def _full(spec: JobSpec) -> dict[str, Any]:
         out["probes"] = _probes(spec.probes)
     if spec.scaling is not None:
         out["scaling"] = _scaling(spec.scaling)
+    if spec.array is not None:
+        out |= {"array": _array(spec.array, spec.replicas.max)}
     return {**out, "models": list(spec.models), "labels": dict(spec.labels), "team": spec.team}
 
 
@@ -85,6 +88,15 @@ def _replicas(replicas: Replicas) -> int | dict[str, int]:
     if replicas.min == replicas.max:
         return replicas.min
     return {"min": replicas.min, "max": replicas.max}
+
+
+def _array(array: Array, parallel: int) -> dict[str, Any]:
+    out: dict[str, Any] = {} if array.sweep else {"count": array.count}
+    if array.sweep:
+        out["sweep"] = {name: list(values) for name, values in array.sweep.items()}
+    if array.samples:
+        out |= {"samples": array.samples, "seed": array.seed}
+    return {**out, "parallel": parallel}
 
 
 def _retry(retry: Retry) -> dict[str, Any]:

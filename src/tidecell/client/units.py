@@ -17,6 +17,7 @@ from tidecell.structs.resources import GPU, format_cpu
 MAX_DURATION_S = 10 * 365 * 86400.0
 MAX_REPLICAS = 10_000
 MAX_ORDER = 1_000_000
+MAX_ITEMS = 100_000  # of one array
 MIN_MEMORY_BYTES = 1 << 20
 
 _SECONDS = {
@@ -280,6 +281,24 @@ def parse_replicas(value: object) -> Replicas:
     return Replicas(least, most)
 
 
+def parse_array(value: object) -> tuple[int, int]:
+    """Return count and parallel of ``100`` or, as Slurm writes it, ``"100%10"``; without it they are equal.
+
+    Raises:
+        UnitError: It is none of these, or a number is out of range.
+    """
+    text = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    head, percent, tail = text.partition("%")
+    count, parallel = _whole(head), _whole(tail if percent else head)
+    if count is None or parallel is None:
+        raise UnitError(f"{show(value)} is no array", "write COUNT or COUNT%PARALLEL: 100, 100%10")
+    if not 1 <= count <= MAX_ITEMS:
+        raise UnitError(f"an array of {count} items; 1 to {MAX_ITEMS} are allowed", "split it into several")
+    if not parallel >= 1:
+        raise UnitError("0 items at once would never end", "write COUNT%PARALLEL with PARALLEL at least 1")
+    return count, min(parallel, count, MAX_REPLICAS)
+
+
 def _whole(value: object) -> int | None:
     number = _number(value)
     return int(number) if number is not None and number >= 0 and number % 1 == 0 else None
@@ -320,6 +339,7 @@ __all__ = [
     "format_duration",
     "format_gpu",
     "format_size",
+    "parse_array",
     "parse_cpu",
     "parse_duration",
     "parse_env",

@@ -48,6 +48,20 @@ class WaitingStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     num_tasks: int = 0
 
 
+class ArrayStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far an array is.
+
+    Attributes:
+        counts: Items by state; their sum is ``count``.
+        failed: Indices of items that failed, the first hundred.
+    """
+
+    count: int
+    parallel: int
+    counts: dict[str, int]
+    failed: tuple[int, ...] = ()
+
+
 class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """One run of a job.
 
@@ -57,6 +71,7 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         message: How it ended, or what it waits for.
         endpoint: For a service, where the router serves it.
         last_event: For example ``PREEMPTED by chat``.
+        tasks: Replicas; of an array only items that run, wait openly or failed.
     """
 
     uid: str
@@ -86,6 +101,7 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     last_event: str = ""
     labels: dict[str, str] = {}
     team: str = ""
+    array: ArrayStatus | None = None
 
     @property
     def ready_replicas(self) -> int:

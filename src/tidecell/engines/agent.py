@@ -249,6 +249,10 @@ class Agent:
             "TIDECELL_RUN_DIR": str(self.home.run_dir(ref.uid)),
             "CUDA_VISIBLE_DEVICES": gpus,
         }
+        if spec.array is not None:
+            own["TIDECELL_ARRAY_INDEX"] = str(ref.index)
+            own["TIDECELL_ARRAY_COUNT"] = str(spec.array.count)
+            own |= spec.array.parameters(ref.index)
         if port:
             own["PORT"] = str(port)
         return {**process.base_env(), **spec.env, **own}

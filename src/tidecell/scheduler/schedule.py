@@ -104,6 +104,9 @@ def _units(run: _Pass, job: JobView) -> list[Unit]:
         wait_s = at - run.snapshot.now_s
         text = f"starts again in {wait_s:.1f} s after a failure"
         run.trace.waiting[job.uid] = Waiting((Reason.BACKOFF,), text, len(pending) - len(ready))
+    if job.spec.array is not None:
+        room = job.spec.replicas.max - sum(1 for t in job.tasks if t.machine)
+        return [Unit(job, (t,), growth=False, demanded=True) for t in ready[: max(0, room)]]
     staying = sum(1 for t in job.tasks if t.machine and not t.leaving)
     missing = max(0, min(job.spec.replicas.min, job.desired) - staying - len(job.done))
     if missing > len(ready):  # part of the gang backs off or is still leaving: all or nothing

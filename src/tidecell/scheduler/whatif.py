@@ -56,6 +56,8 @@ def new_job(spec: JobSpec, now_s: float, live: Iterable[str] = (), uid: str = ""
         uid: Its uid; by default one that no real job has.
     """
     desired = spec.replicas.min if spec.scaling is not None else spec.replicas.max
+    if spec.array is not None:
+        desired = min(spec.array.count, desired)
     tasks = tuple(TaskView(i, pending=True) for i in range(desired))
     blocked_by = tuple(name for name in spec.after if name in set(live))
     ends_by_s = now_s + spec.max_duration_s if spec.max_duration_s else 0.0
@@ -92,6 +94,8 @@ def reprioritized(snapshot: Snapshot, job: JobView, priority: Priority) -> Snaps
 
 def rescaled(snapshot: Snapshot, job: JobView, replicas: Replicas) -> Snapshot:
     """Return the snapshot after ``tide scale``: tasks beyond the wanted number leave, new ones wait."""
+    if job.spec.array is not None:
+        return with_job(snapshot, replace(job, spec=replace(job.spec, replicas=replicas)))
     wanted = replicas.max if job.spec.scaling is None else job.desired
     desired = max(replicas.min, min(replicas.max, wanted))
     known = {t.index: t for t in job.tasks}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 
 from tidecell.cell.state import CellState, Job, Machine, Task
 from tidecell.cell.usage import machine_use
-from tidecell.client.views import JobStatus, MachineStatus, TaskStatus, WaitingStatus
+from tidecell.client.views import ArrayStatus, JobStatus, MachineStatus, TaskStatus, WaitingStatus
 from tidecell.scheduler.snapshot import PlanTrace
 from tidecell.structs.job import TERMINAL, Cause, TaskState
 from tidecell.structs.messages import TaskRef
 from tidecell.structs.resources import Resources
+
+MAX_ITEMS_SHOWN = 100  # of a large array
 
 Use = Mapping[TaskRef, tuple[int, int]]  # measured cpu_millis and memory_bytes of a start
 
@@ -19,8 +22,8 @@ Use = Mapping[TaskRef, tuple[int, int]]  # measured cpu_millis and memory_bytes 
 def job_status(state: CellState, job: Job, trace: PlanTrace, use: Use, router_url: str = "") -> JobStatus:
     """Return one run as the API shows it."""
     spec = job.spec
-    running = sum(1 for t in job.tasks if t.state is TaskState.RUNNING)
-    ready = sum(1 for t in job.tasks if t.state is TaskState.RUNNING and t.ready)
+    running = sum(1 for t in job.open_tasks() if t.state is TaskState.RUNNING)
+    ready = sum(1 for t in job.open_tasks() if t.state is TaskState.RUNNING and t.ready)
     waiting = trace.waiting.get(job.uid) if job.live and job.stopping is None else None
     return JobStatus(
         uid=job.uid,
@@ -41,7 +44,7 @@ def job_status(state: CellState, job: Job, trace: PlanTrace, use: Use, router_ur
         message=job.message or (waiting.detail if waiting else ""),
         stopping=job.stopping.cause.value if job.stopping is not None and job.live else "",
         waiting=WaitingStatus(waiting.reasons, waiting.detail, waiting.num_tasks) if waiting else None,
-        tasks=tuple(_task_status(state, job, t, use) for t in job.tasks),
+        tasks=tuple(_task_status(state, job, t, use) for t in _shown_tasks(job)),
         command=spec.run or shlex.join(spec.argv),
         workdir=spec.workdir,
         models=spec.models,
@@ -50,7 +53,38 @@ def job_status(state: CellState, job: Job, trace: PlanTrace, use: Use, router_ur
         last_event=_last_event(job),
         labels=spec.labels,
         team=spec.team,
+        array=_array_status(job),
     )
+
+
+def _shown_tasks(job: Job) -> list[Task]:
+    """All replicas; of an array those that are worth a line."""
+    if job.spec.array is None:
+        return job.tasks
+    shown = {t.index: t for t in job.open_tasks()[:MAX_ITEMS_SHOWN]}
+    shown |= {i: job.tasks[i] for i in _failed(job)}
+    if len(job.tasks) <= MAX_ITEMS_SHOWN:
+        return job.tasks
+    return [shown[i] for i in sorted(shown)]
+
+
+def _failed(job: Job) -> tuple[int, ...]:
+    if not job.ended[TaskState.FAILED]:
+        return ()
+    return tuple(t.index for t in job.tasks if t.state is TaskState.FAILED)[:MAX_ITEMS_SHOWN]
+
+
+def _array_status(job: Job) -> ArrayStatus | None:
+    """Count items by state; those that were not opened yet wait, or were cancelled with the job."""
+    array = job.spec.array
+    if array is None:
+        return None
+    counts = Counter(t.state for t in job.open_tasks()) + job.ended
+    unseen = array.count - len(job.tasks)
+    if unseen:
+        counts[job.outcome or TaskState.PENDING] += unseen
+    words = {state.value: counts[state] for state in TaskState if counts[state]}
+    return ArrayStatus(array.count, job.spec.replicas.max, words, _failed(job))
 
 
 def _task_status(state: CellState, job: Job, task: Task, use: Use) -> TaskStatus:
@@ -78,12 +112,12 @@ def _task_status(state: CellState, job: Job, task: Task, use: Use) -> TaskStatus
 
 def _last_event(job: Job) -> str:
     """Name what happened last where the state alone does not tell: a preempted job is PENDING again."""
-    for task in job.tasks:
+    for task in job.open_tasks():
         if task.notice is not None and task.notice.cause is Cause.PREEMPT:
             return f"PREEMPTED by {task.notice.by} (leaving)"
     if job.live and any(
         t.last_cause is Cause.PREEMPT and t.state is TaskState.PENDING and t.index < job.desired
-        for t in job.tasks
+        for t in job.open_tasks()
     ):
         return "PREEMPTED"
     return ""
@@ -94,7 +128,7 @@ def machine_status(state: CellState, machine: Machine, use: Use) -> MachineStatu
     entry = machine_use(state)[machine.spec.name]
     cpu_used = memory_used = count = 0
     for job in state.live_jobs():
-        for task in job.tasks:
+        for task in job.open_tasks():
             if task.active and task.machine == machine.spec.name:
                 count += 1
                 cpu, memory = use.get(state.ref(job, task), (0, 0))

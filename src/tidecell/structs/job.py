@@ -11,6 +11,7 @@ import enum
 import msgspec
 
 from tidecell.structs.resources import Resources
+from tidecell.structs.work import Array
 
 
 class Kind(enum.StrEnum):
@@ -207,6 +208,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         after: Names of jobs that must have succeeded before this one starts.
         port: Fixed port of a service; 0: the engine chooses, and tells it in ``$PORT``.
         models: Model names that the router sends to this service.
+        array: Independent items instead of a gang; ``replicas`` is then 0 to the number that run at once.
     """
 
     name: str
@@ -234,6 +236,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     models: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     team: str = ""
+    array: Array | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
