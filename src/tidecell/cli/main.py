@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("tidecell.cli.serve", "generate", "Complete a text once"),
     "chat": ("tidecell.cli.serve", "chat", "Talk to a served model"),
     "chart": ("tidecell.cli.chart", "chart", "Draw the tide chart"),
+    "user": ("tidecell.cli.user", "user", "Add, list and remove users"),
     "token": ("tidecell.cli.cell", "token", "Print the cell's token"),
     "console": ("tidecell.cli.cell", "console", "Print the console's address"),
     "doctor": ("tidecell.cli.doctor", "doctor", "Check the cell and this machine"),

@@ -8,6 +8,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,14 +23,17 @@ from tidecell.client.views import (
     EventView,
     JobStatus,
     MachineStatus,
+    NewUser,
     PlanView,
     Report,
     Sample,
+    UserView,
     WhyView,
 )
 from tidecell.structs.errors import (
     CellUnreachable,
     ConflictError,
+    ForbiddenError,
     InvariantError,
     JournalError,
     JournalFull,
@@ -43,7 +47,15 @@ T = TypeVar("T")
 
 _ERRORS: dict[str, type[TidecellError]] = {
     kind.__name__: kind
-    for kind in (ConflictError, JournalError, JournalFull, NotFoundError, RefusedError, CellUnreachable)
+    for kind in (
+        ConflictError,
+        ForbiddenError,
+        JournalError,
+        JournalFull,
+        NotFoundError,
+        RefusedError,
+        CellUnreachable,
+    )
 }
 
 
@@ -72,11 +84,16 @@ class Client:
 
     @classmethod
     def from_home(cls, home: str | Path | Home | None = None) -> Client:
-        """Return a client of the cell that lives in a directory.
+        """Return a client of the cell that lives in a directory, or of the one that TIDECELL_URL names.
+
+        With TIDECELL_URL, TIDECELL_TOKEN_FILE names the file that holds this user's token.
 
         Raises:
             CellUnreachable: No cell was ever started there.
         """
+        remote = os.environ.get("TIDECELL_URL")
+        if home is None and remote:
+            return cls(remote.rstrip("/"), _token_from_file())
         home = home if isinstance(home, Home) else Home(home)
         config = home.config()
         if not config.control_port:
@@ -217,6 +234,22 @@ class Client:
             if reached or (deadline_s is not None and time.monotonic() >= deadline_s):
                 return status
 
+    def users(self) -> list[UserView]:
+        """Return the cell's users; for admins."""
+        return self._list("/v1/users", UserView)
+
+    def add_user(self, new: NewUser) -> UserView:
+        """Add a user; the answer is the only one that holds their token."""
+        return msgspec.json.decode(self._call("POST", "/v1/users", new), type=UserView)
+
+    def rotate_user(self, name: str) -> UserView:
+        """Give a user a new token, which the answer holds; the old one ends at once."""
+        return msgspec.json.decode(self._call("POST", f"/v1/users/{name}/rotate"), type=UserView)
+
+    def remove_user(self, name: str) -> UserView:
+        """Forget a user; their token ends at once."""
+        return msgspec.json.decode(self._call("DELETE", f"/v1/users/{name}"), type=UserView)
+
     def reports(self, name: str, after: int = 0) -> list[Report]:
         """Return the numbers that a job's replicas reported, oldest first."""
         return self._list(f"/v1/jobs/{name}/reports", Report, after=after)
@@ -246,6 +279,17 @@ class Client:
                         yield decode(line)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+
+
+def _token_from_file() -> str:
+    path = os.environ.get("TIDECELL_TOKEN_FILE", "")
+    try:
+        return Path(path).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TidecellError(
+            f"TIDECELL_URL is set, and no token can be read from TIDECELL_TOKEN_FILE={path!r}",
+            "put your token in a file (chmod 600) and name it there; tide user add prints tokens",
+        ) from error
 
 
 class _ErrorBody(msgspec.Struct):

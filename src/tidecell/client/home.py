@@ -1,7 +1,8 @@
 """The directory a cell lives in, and the small files there that its processes share.
 
     config.json     ports, machine name, limits; written by `tide up`
-    token           bearer token, mode 0600
+    token           the owner's bearer token, mode 0600
+    access.json     further users: roles, teams, hashes of their tokens, mode 0600
     journal.db      the journal
     metrics.db      samples for charts (not precious)
     agent/          the agent's socket, pid and task table

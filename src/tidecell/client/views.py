@@ -319,3 +319,28 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     trainings: dict[str, TrainSample] = {}
     accelerators: int = 0
     accelerators_by_band: dict[str, int] = {}
+
+
+class NewUser(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A user to add: roles are viewer, member, operator, admin."""
+
+    name: str
+    role: str = "member"
+    team: str = ""
+    expires_s: float = 0.0
+
+
+class UserView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A user of the cell.
+
+    Attributes:
+        token: Only in the answer that made it.
+    """
+
+    name: str
+    role: str
+    team: str = ""
+    created_s: float = 0.0
+    expires_s: float = 0.0
+    expired: bool = False
+    token: str = ""

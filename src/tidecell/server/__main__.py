@@ -36,7 +36,7 @@ def _bind(home: Home) -> socket.socket:
 async def _serve(home: Home) -> None:
     sock = _bind(home)
     control = ControlPlane(home)
-    app = make_app(control, home.token())
+    app = make_app(control)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2, ws="none"
     )

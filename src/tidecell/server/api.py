@@ -1,13 +1,12 @@
 """The HTTP API, version 1. Every answer is JSON but logs; every error has type, message and hint.
 
 Lists are ``{"items": [...]}``. All calls but ``/health``, the console's files and the API's description
-need ``Authorization: Bearer`` with the cell's token.
+need ``Authorization: Bearer`` with a token; what its user may do is in ``structs/access.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from tidecell import __version__
 from tidecell.cell.describe import describe_event
@@ -37,12 +36,16 @@ from tidecell.client.views import (
     WhyView,
 )
 from tidecell.scheduler.explain import explain_plan, explain_why
+from tidecell.server.access import AccessGate
 from tidecell.server.control import ControlPlane
 from tidecell.server.logs import LogChunk, LogReader
 from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_document
+from tidecell.server.users import OPERATIONS as USER_OPERATIONS
+from tidecell.server.users import UsersApi, asker, owned_by_asker
 from tidecell.server.views import job_status, machine_status
 from tidecell.structs.errors import (
     ConflictError,
+    ForbiddenError,
     JournalError,
     JournalFull,
     NotFoundError,
@@ -81,6 +84,7 @@ def _items(values: Any) -> Response:
 _STATUS: tuple[tuple[type[TidecellError], int], ...] = (
     (SpecError, 422),
     (RefusedError, 422),
+    (ForbiddenError, 403),
     (NotFoundError, 404),
     (ConflictError, 409),
     (JournalFull, 507),
@@ -209,7 +213,7 @@ class Api:
         return _items(self._status(job) for job in jobs)
 
     async def submit(self, request: Request) -> Response:
-        spec = await self._body(request, JobSpec)
+        spec = owned_by_asker(await self._body(request, JobSpec), asker(request))
         await self._control.ask(JobSubmitted(spec))
         job = self._control.find(spec.name)
         if job is None:
@@ -315,7 +319,7 @@ class Api:
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
-        return _json(openapi_document(OPERATIONS))
+        return _json(openapi_document((*OPERATIONS, *USER_OPERATIONS)))
 
 
 def _log_line(chunk: LogChunk) -> bytes:
@@ -406,36 +410,6 @@ OPERATIONS = (
     Operation("GET", "/v1/metrics", "The router's metrics, Prometheus text"),
 )
 
-_OPEN_PATHS = frozenset({"/", "/health", "/openapi.json", "/favicon.ico"})
-
-
-class TokenGate:
-    """Lets requests with the cell's token pass, and all to what holds no secrets."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app = app
-        self._expected = f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401 without the token."""
-        if scope["type"] != "http" or self._open(scope["path"]):
-            await self._app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if hmac.compare_digest(given, self._expected):
-            await self._app(scope, receive, send)
-            return
-        body = ErrorBody(
-            "Unauthorized",
-            "the cell's token is missing or wrong",
-            "send `Authorization: Bearer` with it: tide token",
-        )
-        await _json(ErrorAnswer(body), 401)(scope, receive, send)
-
-    @staticmethod
-    def _open(path: str) -> bool:
-        return path in _OPEN_PATHS or path.startswith("/static/")
-
 
 def _guarded(handler: Handler) -> Handler:
     async def handle(request: Request) -> Response:
@@ -452,9 +426,9 @@ def _guarded(handler: Handler) -> Handler:
     return handle
 
 
-def make_app(control: ControlPlane, token: str) -> ASGIApp:
-    """Return the API and the console as one application behind the token."""
-    api = Api(control)
+def make_app(control: ControlPlane) -> ASGIApp:
+    """Return the API and the console as one application behind the gate."""
+    api, users = Api(control), UsersApi(control.access, control.serving.follow)
     handlers: dict[tuple[str, str], Handler] = {
         ("GET", "/v1/cell"): api.cell,
         ("GET", "/v1/machines"): api.machines,
@@ -471,8 +445,21 @@ def make_app(control: ControlPlane, token: str) -> ASGIApp:
         ("GET", "/v1/events"): api.events,
         ("GET", "/v1/series"): api.series,
         ("GET", "/v1/metrics"): api.metrics,
+        ("GET", "/v1/users"): users.list,
+        ("POST", "/v1/users"): users.add,
+        ("POST", "/v1/users/{name}/rotate"): users.rotate,
+        ("DELETE", "/v1/users/{name}"): users.remove,
         ("GET", "/health"): api.health,
         ("GET", "/openapi.json"): api.openapi,
     }
     routes = [Route(path, _guarded(h), methods=[method]) for (method, path), h in handlers.items()]
-    return TokenGate(Starlette(routes=[*routes, *console_routes()]), token)
+    app = Starlette(routes=[*routes, *console_routes()])
+
+    def team_of(name: str) -> str | None:
+        job = control.find(name)
+        return job.spec.team if job is not None else None
+
+    def refuse(status: int, kind: str, message: str, hint: str) -> ASGIApp:
+        return _json(ErrorAnswer(ErrorBody(kind, message, hint)), status)
+
+    return AccessGate(app, control.access, team_of, refuse)

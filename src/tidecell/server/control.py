@@ -20,6 +20,7 @@ from tidecell.client.home import Home
 from tidecell.client.views import Sample
 from tidecell.engines.local import LocalEngine, Replaced
 from tidecell.engines.wire import Reported, Used
+from tidecell.server.access import AccessBook
 from tidecell.server.measure import Measurements
 from tidecell.server.probes import Prober
 from tidecell.server.serving import Serving
@@ -53,7 +54,8 @@ class ControlPlane:
         self.measurements = Measurements(SampleStore(home / "metrics.db"))
         self.engine = LocalEngine(home.socket_path("agent"), self.state.epoch, self.say, self._measured)
         self.prober = Prober(lambda: self.state, self.say)
-        self.serving = Serving(home.socket_path("router"), home.token(), lambda: self.state, self.say)
+        self.access = AccessBook(home)
+        self.serving = Serving(home.socket_path("router"), self._token_hashes, lambda: self.state, self.say)
         self.changed = asyncio.Event()
         self.sample_ready: list[Callable[[Sample], None]] = []
         self.journal_error: JournalError | None = None
@@ -87,6 +89,14 @@ class ControlPlane:
         self._inbox.append((message, waiter))
         self._wake.set()
         await waiter
+
+    def _token_hashes(self) -> tuple[str, ...]:
+        """What the router accepts; a damaged file of users leaves the owner."""
+        try:
+            return self.access.token_hashes(time.time())
+        except TidecellError as error:
+            log_line(f"control: {error.message}")
+            return self.access.token_hashes(time.time())
 
     def _measured(self, message: Reported | Used) -> None:
         self.measurements.take(message, time.time())
@@ -219,6 +229,8 @@ class ControlPlane:
             await asyncio.sleep(SAMPLE_S - time.time() % SAMPLE_S)
             if self.state.live_uids or not self._idle_sampled():
                 self.measurements.sample(self.state, self.serving.stats, time.time())
+            if self.access.any_expires():
+                self.serving.follow()
 
     def _idle_sampled(self) -> bool:
         """On an idle cell one sample in ten seconds is enough."""

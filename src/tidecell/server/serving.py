@@ -7,7 +7,6 @@ only when the router, already serving a table in which it drains, has nothing in
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,11 @@ POLL_DRAINING_S = 0.05
 RETRY_S = 0.2
 
 
+def _content(table: Table) -> tuple[object, ...]:
+    """Everything but the version: two tables that agree in it serve alike."""
+    return (table.routes, table.epoch, table.tokens)
+
+
 class Serving:
     """Keeps router and autoscalers in step with the cell.
 
@@ -35,10 +39,14 @@ class Serving:
     """
 
     def __init__(
-        self, socket_path: Path, token: str, state: Callable[[], CellState], say: Callable[[Input], None]
+        self,
+        socket_path: Path,
+        token_hashes: Callable[[], tuple[str, ...]],
+        state: Callable[[], CellState],
+        say: Callable[[Input], None],
     ) -> None:
         self._control = RouterControl(socket_path)
-        self._token_hashes = (hashlib.sha256(token.encode()).hexdigest(),) if token else ()
+        self._token_hashes = token_hashes
         self._state = state
         self._say = say
         self._changed = asyncio.Event()
@@ -52,10 +60,10 @@ class Serving:
 
     def follow(self) -> None:
         """Look whether the cell's state asks for another table."""
-        table = build_table(self._state(), self._version, self._token_hashes)
-        if self._wanted is None or (table.routes, table.epoch) != (self._wanted.routes, self._wanted.epoch):
+        table = build_table(self._state(), self._version, self._token_hashes())
+        if self._wanted is None or _content(table) != _content(self._wanted):
             self._version += 1
-            self._wanted = build_table(self._state(), self._version, self._token_hashes)
+            self._wanted = build_table(self._state(), self._version, table.tokens)
             self._changed.set()
         if table.routes:
             self.services_seen.set()

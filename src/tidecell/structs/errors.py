@@ -3,6 +3,7 @@
     TidecellError
     ├── SpecError            a spec is wrong; carries every mistake with its line
     ├── RefusedError         the cell understood and said no; carries a reason token
+    ├── ForbiddenError       the token is known and may not do this
     ├── NotFoundError        no job, machine or service of that name
     ├── ConflictError        the thing exists, or changed meanwhile
     ├── CellUnreachable      the control plane did not answer
@@ -88,6 +89,10 @@ class RefusedError(TidecellError):
     def __init__(self, message: str, hint: str = "", reason: str = "Misconfigured") -> None:
         super().__init__(message, hint)
         self.reason = reason
+
+
+class ForbiddenError(TidecellError):
+    """The token is known, and its role or team does not allow this."""
 
 
 class NotFoundError(TidecellError):
