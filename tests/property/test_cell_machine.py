@@ -54,6 +54,7 @@ from tidecell.structs.messages import (
     Placement,
     Plan,
     PlanProposed,
+    PolicyProposed,
     Removal,
     ReplicaDrained,
     StartTask,
@@ -68,12 +69,38 @@ from tidecell.structs.messages import (
 )
 from tidecell.structs.resources import Resources
 from tidecell.structs.work import Array
+from tidecell.structs.tenant import ANYTHING, Policy, Quota, Team
 
 MACHINES = {name: machine_spec(name, cpu=4, gpus=["H100"] if name == "c" else []) for name in "abc"}
 NAMES = ["n0", "n1", "n2", "n3", "n4", "n5"]
 SHM = Path("/dev/shm")
 
 ranges = st.tuples(st.integers(0, 4), st.integers(1, 5)).map(lambda p: Replicas(min(p), max(1, *p)))
+TEAMS = ["", "red", "blue", "default"]
+vectors = st.dictionaries(st.sampled_from(["cpu", "gpu"]), st.sampled_from([0, 1000, 3000, 6000]), max_size=2)
+limits = st.sampled_from([None, None, {ANYTHING: 0}, {"cpu": 1000}])
+quotas = st.builds(
+    Quota,
+    amounts=vectors,
+    borrow=limits,
+    lend=limits,
+    until_s=st.sampled_from([0.0, 0.0, 1050.0]),
+    period_s=st.sampled_from([0.0, 0.0, 60.0]),
+    renew=st.booleans(),
+)
+bands_of_quota = st.dictionaries(st.sampled_from(["batch", "production", "monitoring"]), quotas, max_size=3)
+policies = st.builds(
+    lambda quotas, cohorts, patience: Policy(
+        tuple(
+            Team(name, q, cohort)
+            for name, q, cohort in zip(("red", "blue", "default"), quotas, cohorts, strict=True)
+        ),
+        patience_s=patience,
+    ),
+    st.tuples(bands_of_quota, bands_of_quota, bands_of_quota),
+    st.tuples(*[st.sampled_from(["", "sea", "sea"])] * 3),
+    st.sampled_from([0.0, 0.0, 5.0]),
+)
 priorities = st.builds(Priority, st.sampled_from(Band), st.integers(-1, 1))
 
 
@@ -101,6 +128,7 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         retry=Retry(draw(st.sampled_from([(), (RetryOn.ERROR, RetryOn.INTERRUPTION), tuple(RetryOn)])), 2),
         max_duration_s=draw(st.sampled_from([0.0, 0.0, 40.0])),
         after=tuple(draw(st.sampled_from([(), (), (), ("n0",)]))),
+        team=draw(st.sampled_from(TEAMS)),
         scaling=Scaling() if service and replicas.min < replicas.max and draw(st.booleans()) else None,
     )
 
@@ -154,7 +182,11 @@ class History:
             return
         by = state.find(event.by)
         assert by is not None
-        assert job.spec.priority.band < by.spec.priority.band, "a beneficiary is in a higher band"
+        mine, theirs = job.spec.priority.band, by.spec.priority.band
+        takes_back = mine is theirs is Band.BATCH and (job.spec.team or "default") != (
+            by.spec.team or "default"
+        )
+        assert mine < theirs or takes_back, "a beneficiary is in a higher band, or takes its own quota back"
         assert job.spec.preemption is not Preemption.NEVER
         assert event.deadline_s >= now_s + job.spec.grace_period_s, "the whole grace period"
 
@@ -270,6 +302,11 @@ class CellMachine(RuleBasedStateMachine):
     @rule(data=st.data(), priority=priorities)
     def prio(self, data: st.DataObject, priority: Priority) -> None:
         self.ask(JobChanged(self.some_job(data), priority=priority))
+
+    @rule(policy=st.one_of(st.none(), policies))
+    def set_policy(self, policy: Policy | None) -> None:
+        """What runs goes on; what starts from now on is covered (checked at every start)."""
+        self.ask(PolicyProposed(policy))
 
     @rule(data=st.data(), immediately=st.booleans())
     def stop(self, data: st.DataObject, immediately: bool) -> None:
@@ -479,7 +516,8 @@ class CellMachine(RuleBasedStateMachine):
     # -------------------------------------------------------------------------------------- the end
 
     def come_to_an_end(self) -> None:
-        """Faults stop: services are stopped, programs succeed; then every job that can run ends."""
+        """Faults and quotas stop, services are stopped, programs succeed: every job that can run ends."""
+        self.ask(PolicyProposed(None))
         for name in MACHINES:
             self.seen(name)
         for job in list(self.cell.state.live_jobs()):

@@ -65,9 +65,8 @@ class StoryCell:
         script = more.pop("script", None)
         if isinstance(script, Script):
             self.scripts[name] = script
-        spec = JobSpec(
-            name, argv=("x",), resources=Resources(int(1000 * cores)), replicas=Replicas(*replicas), **more
-        )
+        more.setdefault("resources", Resources(int(1000 * cores)))
+        spec = JobSpec(name, argv=("x",), replicas=Replicas(*replicas), **more)
         self.tell(JobSubmitted(spec))
         return self[name]
 

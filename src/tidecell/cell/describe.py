@@ -18,6 +18,7 @@ from tidecell.structs.messages import (
     JobStopping,
     MachineGone,
     MachineJoined,
+    PolicySet,
     TaskEnded,
     TaskNoticed,
     TaskPlaced,
@@ -48,6 +49,13 @@ def _noticed(e: TaskNoticed) -> str:
     return f"replica {e.ref.index} {verb}{by}; {rest}"
 
 
+def _policy(e: PolicySet) -> str:
+    if e.policy is None:
+        return "quota taken away: everything is allowed"
+    names = ", ".join(t.name for t in e.policy.teams)
+    return f"quota of {len(e.policy.teams)} teams set: {names}" if names else "quota set, without teams"
+
+
 def _ended(e: TaskEnded) -> str:
     why = f", {e.message}" if e.message else ""
     cause = f" ({e.cause.value})" if e.cause is not None else ""
@@ -58,6 +66,7 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     CellOpened: lambda e: f"control plane took over, epoch {e.epoch}",
     MachineJoined: lambda e: f"machine {e.spec.name} joined: {e.spec.capacity.describe()}",
     MachineGone: lambda e: f"machine {e.name} is gone",
+    PolicySet: lambda e: _policy(e),
     JobAccepted: lambda e: f"accepted: {e.spec.kind.value}, {e.spec.replicas} replicas, {e.spec.priority}",
     JobRescaled: lambda e: f"replicas set to {e.replicas}",
     JobReprioritized: lambda e: f"priority set to {e.priority}",

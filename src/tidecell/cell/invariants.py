@@ -9,8 +9,9 @@ from collections import Counter
 from tidecell.cell.state import CellState, Job
 from tidecell.cell.usage import machine_use
 from tidecell.structs.errors import InvariantError
-from tidecell.structs.job import ACTIVE, TERMINAL, Cause, TaskState
-from tidecell.structs.messages import Event, TaskNoticed, TaskRef
+from tidecell.structs.job import ACTIVE, TERMINAL, Band, Cause, TaskState
+from tidecell.structs.messages import Event, TaskNoticed, TaskPlaced, TaskRef
+from tidecell.structs.tenant import Policy, Team, limit, team_of
 
 
 def check_state(state: CellState) -> None:
@@ -23,19 +24,85 @@ def check_state(state: CellState) -> None:
     _claims(state)
 
 
-def check_event(state: CellState, event: Event) -> None:
+def check_event(state: CellState, event: Event, now_s: float = 0.0) -> None:
     """Raise InvariantError if an event must not be decided in this state.
 
-    4 and 9. Nobody gives way but to a strictly higher band, so production never to production. Bands may
-    change later, while the victim is still leaving; so this is checked when it is decided.
+    3. What is placed is covered by quota then; a policy may shrink later, and work is not stopped for that.
+    4 and 9. Nobody gives way but to a strictly higher band, so production never to production; or, in
+    batch, to a team of its cohort that takes its own quota back. Bands may change later, while the victim
+    is still leaving; so this is checked when it is decided.
     """
+    if isinstance(event, TaskPlaced) and state.policy is not None:
+        _quota(state, state.policy, event, now_s)
     if not isinstance(event, TaskNoticed) or event.cause is not Cause.PREEMPT:
         return
     job, by = state.jobs[event.ref.uid], state.find(event.by)
     _require(by is not None and by.live, f"'{job.uid}' gives way to '{event.by}', which is not live", job)
     if by is not None:
         mine, other = job.spec.priority, by.spec.priority
-        _require(mine.band < other.band, f"'{job.uid}' ({mine}) gives way to '{by.uid}' ({other})", job)
+        lower = mine.band < other.band or _borrows_from(state, job, by, now_s)
+        _require(lower, f"'{job.uid}' ({mine}) gives way to '{by.uid}' ({other})", job)
+
+
+def _quota(state: CellState, policy: Policy, event: TaskPlaced, now_s: float) -> None:
+    """3. Admitted usage never exceeds quota: summed anew from every task, leaving ones included."""
+    job = state.jobs[event.ref.uid]
+    if job.spec.priority.band is Band.BEST_EFFORT:
+        return
+    team = policy.team(team_of(job.spec))
+    word = job.spec.priority.band.word
+    mates = policy.cohort(team) if team is not None else ()
+    _require(bool(mates), f"'{job.uid}' starts for team '{team_of(job.spec)}', which has no quota", job)
+    for component in ("cpu", "memory", "gpu"):
+        more = {"cpu": event.resources.cpu_millis, "memory": event.resources.memory_bytes}
+        amount = more.get(component, event.resources.gpu_millis)
+        if not amount:
+            continue
+        used = {t.name: _used(state, t.name, word, component) for t in mates}
+        used[team_of(job.spec)] += amount
+        own = {t.name: _own(t, word, component, now_s) for t in mates}
+        total = sum(used.values()) if len(mates) > 1 else used[team_of(job.spec)]
+        alone = len(mates) == 1 or job.spec.priority.band is not Band.BATCH
+        mine, name = used[team_of(job.spec)], team_of(job.spec)
+        kept = own[name] - _lends(mates, name, word, component)
+        good = mine <= own[name] if alone else total <= sum(own.values()) or mine <= kept
+        _require(good, f"'{job.uid}' starts beyond the {component} quota of its team: {used} of {own}", job)
+
+
+def _lends(mates: tuple[Team, ...], name: str, word: str, component: str) -> int:
+    quota = next((t.quotas.get(word) for t in mates if t.name == name), None)
+    return limit(quota.lend, component) if quota is not None else 0
+
+
+def _used(state: CellState, team: str, word: str, component: str) -> int:
+    total = 0
+    for job in state.live_jobs():
+        if team_of(job.spec) == team and job.spec.priority.band.word == word:
+            for task in job.active_tasks():
+                r = task.resources
+                total += {"cpu": r.cpu_millis, "memory": r.memory_bytes}.get(component, r.gpu_millis)
+    return total
+
+
+def _own(team: Team, word: str, component: str, now_s: float) -> int:
+    quota = team.quotas.get(word)
+    return limit(quota.amounts, component) if quota is not None and quota.is_valid(now_s) else 0
+
+
+def _borrows_from(state: CellState, job: Job, by: Job, now_s: float) -> bool:
+    """9. Whether ``by`` takes its own quota back: same cohort, the victim's team has more than its own."""
+    policy = state.policy
+    mine = policy.team(team_of(job.spec)) if policy is not None else None
+    theirs = policy.team(team_of(by.spec)) if policy is not None else None
+    both_batch = job.spec.priority.band is by.spec.priority.band is Band.BATCH
+    if mine is None or theirs is None or mine is theirs or not both_batch:
+        return False
+    if not mine.cohort or mine.cohort != theirs.cohort:
+        return False
+    plain = ("cpu", "memory", "gpu")
+    over = any(_used(state, mine.name, "batch", c) > _own(mine, "batch", c, now_s) for c in plain)
+    typed = any(":" in c for q in mine.quotas.values() for c in q.amounts)
+    return over or typed
 
 
 def _require(truth: bool, message: str, job: Job | None = None) -> None:

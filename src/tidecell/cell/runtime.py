@@ -107,7 +107,7 @@ class Runtime:
     def _take(self, decision: Decision, now_s: float, outcome: Outcome) -> None:
         for event in decision.events:
             if self._debug:
-                check_event(self.state, event)
+                check_event(self.state, event, now_s)
             apply(self.state, event, now_s)
         outcome.events += decision.events
         outcome.commands += decision.commands

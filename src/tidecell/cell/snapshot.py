@@ -11,7 +11,8 @@ def take_snapshot(state: CellState, now_s: float) -> Snapshot:
     """Return an immutable picture of the live cell at ``now_s``."""
     machines = tuple(m.spec for _, m in sorted(state.machines.items()) if m.up)
     jobs = tuple(_job_view(state, job, now_s) for job in state.live_jobs())
-    return Snapshot(now_s, machines, jobs, tuple(state.claims[k] for k in sorted(state.claims)))
+    claims = tuple(state.claims[k] for k in sorted(state.claims))
+    return Snapshot(now_s, machines, jobs, claims, policy=state.policy)
 
 
 def _job_view(state: CellState, job: Job, now_s: float) -> JobView:

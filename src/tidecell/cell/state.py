@@ -31,6 +31,7 @@ from tidecell.structs.messages import (
     JobStopping,
     MachineGone,
     MachineJoined,
+    PolicySet,
     TaskEnded,
     TaskNoticed,
     TaskPlaced,
@@ -40,6 +41,7 @@ from tidecell.structs.messages import (
     TaskStopping,
 )
 from tidecell.structs.resources import Resources
+from tidecell.structs.tenant import Policy
 
 MAX_FINISHED = 2000  # finished runs kept in memory and in snapshots; the journal keeps all
 STORY_LENGTH = 12
@@ -170,6 +172,7 @@ class CellState:
     claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
     live_uids: dict[str, None] = field(default_factory=dict)  # insertion-ordered set
     finished_uids: deque[str] = field(default_factory=deque)
+    policy: Policy | None = None
 
     def live_jobs(self) -> Iterator[Job]:
         """Yield jobs without an outcome, oldest first."""
@@ -268,6 +271,10 @@ def _machine_joined(state: CellState, event: MachineJoined, at_s: float) -> None
 
 def _machine_gone(state: CellState, event: MachineGone, at_s: float) -> None:
     state.machines[event.name].up = False
+
+
+def _policy_set(state: CellState, event: PolicySet, at_s: float) -> None:
+    state.policy = event.policy
 
 
 def _job_accepted(state: CellState, event: JobAccepted, at_s: float) -> None:
@@ -438,6 +445,7 @@ _APPLY: dict[type[Event], Any] = {
     CellOpened: _cell_opened,
     MachineJoined: _machine_joined,
     MachineGone: _machine_gone,
+    PolicySet: _policy_set,
     JobAccepted: _job_accepted,
     JobRescaled: _job_rescaled,
     JobReprioritized: _job_reprioritized,
@@ -468,6 +476,7 @@ def encode_state(state: CellState) -> bytes:
             "claims": list(state.claims.values()),
             "live": list(state.live_uids),
             "finished": list(state.finished_uids),
+            "policy": state.policy,
         },
         order="deterministic",
     )
@@ -483,6 +492,7 @@ class _Stored(msgspec.Struct):
     claims: list[Claim]
     live: list[str]
     finished: list[str]
+    policy: Policy | None = None
 
 
 def decode_state(body: bytes) -> CellState:
@@ -498,6 +508,7 @@ def decode_state(body: bytes) -> CellState:
         claims={(c.uid, c.index): c for c in stored.claims},
         live_uids=dict.fromkeys(stored.live),
         finished_uids=deque(stored.finished),
+        policy=stored.policy,
     )
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tidecell.cell.admission import check_admissible, check_capacity
+from tidecell.cell.quota import begin_periods, check_priority, check_quota
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.verify import verify_plan
 from tidecell.structs.errors import ConflictError, NotFoundError, RefusedError
@@ -37,6 +39,8 @@ from tidecell.structs.messages import (
     MachineLost,
     MachineSeen,
     PlanProposed,
+    PolicyProposed,
+    PolicySet,
     ReplicaDrained,
     StartTask,
     StopTask,
@@ -91,6 +95,7 @@ def _control_started(state: CellState, message: ControlStarted, now_s: float) ->
 
 def _submitted(state: CellState, message: JobSubmitted, now_s: float) -> Decision:
     check_admissible(state, message.spec)
+    check_quota(state, message.spec, now_s)
     number = state.counters.get(message.spec.name, 0) + 1
     uid = f"{message.spec.name}.{number}"
     return Decision([JobAccepted(uid, message.spec)], touched={uid})
@@ -119,8 +124,10 @@ def _changed(state: CellState, message: JobChanged, now_s: float) -> Decision:
                 "give MIN..MAX with 0 <= MIN <= MAX and MAX at least 1",
             )
         check_capacity(state, job.spec, message.replicas)
+        check_quota(state, replace(job.spec, replicas=message.replicas), now_s)
         events.append(JobRescaled(job.uid, message.replicas))
     if message.priority is not None and message.priority != job.spec.priority:
+        check_priority(state, job, message.priority, now_s)
         events.append(JobReprioritized(job.uid, message.priority))
     return Decision(events, touched={job.uid})
 
@@ -326,6 +333,15 @@ def _plan(state: CellState, message: PlanProposed, now_s: float) -> Decision:
     return Decision(verified.events, commands, verified.touched)
 
 
+def _policy(state: CellState, message: PolicyProposed, now_s: float) -> Decision:
+    policy = message.policy
+    if policy is not None:
+        policy = begin_periods(policy, state.policy, now_s)
+    if policy == state.policy:
+        return Decision()
+    return Decision([PolicySet(policy)], touched=set())
+
+
 def _tick(state: CellState, message: Tick, now_s: float) -> Decision:
     return Decision(touched=None)
 
@@ -343,6 +359,7 @@ _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
     TaskProbed: _probed,
     ReplicaDrained: _drained,
     PlanProposed: _plan,
+    PolicyProposed: _policy,
     Tick: _tick,
 }
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from tidecell.cell.quota import gate_of, view_of
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.usage import MachineUse, held_for_others, machine_use
+from tidecell.scheduler.quota import Freed, Gate
 from tidecell.structs.job import Cause, Preemption, TaskState
 from tidecell.structs.messages import (
     Claim,
@@ -47,17 +49,22 @@ def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
             out.events.append(ClaimDropped(uid, index))
             out.touched.add(uid)
     use = machine_use(state)
+    gate = gate_of(state, now_s)
+    if gate is not None:
+        for uid, index in plan.withdrawals:
+            gate.drop_claim(uid, index)
     for uid, group in _by_job(state, plan.placements):
         job = state.jobs.get(uid)
         if job is None or (job.spec.array is not None and _array_is_full(job, out)):
             continue
-        if _gang_holds(state, job, group, use):
+        if _gang_holds(state, job, group, use) and _quota_holds(job, group, gate):
             _place(state, job, group, use, out)
             out.num_placed[uid] = out.num_placed.get(uid, 0) + len(group)
     for uid, removals, claims in _by_beneficiary(plan):
         beneficiary = state.jobs.get(uid)
-        if beneficiary is not None and _removals_hold(state, beneficiary, removals, claims, out):
+        if beneficiary is not None and _removals_hold(state, beneficiary, removals, claims, out, gate):
             _remove(state, beneficiary, removals, claims, now_s, out)
+            _note_removals(state, beneficiary, removals, claims, gate)
     return out
 
 
@@ -117,6 +124,52 @@ def _gang_holds(state: CellState, job: Job, group: list[Placement], use: dict[st
     return True
 
 
+def _quota_holds(job: Job, group: list[Placement], gate: Gate | None) -> bool:
+    """Whether the team's quota covers these as well; those of the gang together, the others one by one."""
+    if gate is None:
+        return True
+    view = view_of(job)
+    missing = max(0, min(job.spec.replicas.min, job.desired) - len(job.staying_tasks()) - len(view.done))
+    gang, growth = group[:missing], group[missing:]
+    for part, above in [(gang, False), *(([p], True) for p in growth)]:
+        if gate.check(view, [p.index for p in part], above) is not None:
+            return False
+        for p in part:
+            gate.admit(view, p.index, p.resources, above)
+    return True
+
+
+def _takes_back(by: Job, claims: list[Claim], removals: list[Removal], state: CellState, gate: Gate) -> bool:
+    """Whether each of these, where it is of the same band, is above its team's own quota at its turn."""
+    freed: Freed = {}
+    beneficiary, indices = view_of(by), [c.index for c in claims]
+    taken: set[str] = set()
+    for removal in removals:
+        victim = view_of(state.jobs[removal.uid])
+        if victim.spec.priority.band >= by.spec.priority.band:
+            whole = removal.uid in taken and removal.new_size == 0  # a gang goes as one
+            own = gate.is_entitled(beneficiary, indices)
+            if not own or not (whole or gate.may_take(beneficiary, indices, victim, freed)):
+                return False
+            taken.add(removal.uid)
+        gate.add_freed(freed, victim, [t for t in victim.tasks if t.index == removal.index])
+    return gate.check(beneficiary, indices, future=True, freed=freed) is None
+
+
+def _note_removals(
+    state: CellState, by: Job, removals: list[Removal], claims: list[Claim], gate: Gate | None
+) -> None:
+    if gate is None:
+        return
+    for removal in removals:
+        victim = view_of(state.jobs[removal.uid])
+        for task in victim.tasks:
+            if task.index == removal.index:
+                gate.leave(victim, task)
+    for claim in claims:
+        gate.claim(view_of(by), claim.index, claim.resources)
+
+
 def _place(
     state: CellState, job: Job, group: list[Placement], use: dict[str, MachineUse], out: Verified
 ) -> None:
@@ -152,7 +205,12 @@ def _by_beneficiary(plan: Plan) -> list[tuple[str, list[Removal], list[Claim]]]:
 
 
 def _removals_hold(
-    state: CellState, by: Job, removals: list[Removal], claims: list[Claim], out: Verified
+    state: CellState,
+    by: Job,
+    removals: list[Removal],
+    claims: list[Claim],
+    out: Verified,
+    gate: Gate | None,
 ) -> bool:
     if not claims or any(_pending_and_wanted(by, claim.index) is None for claim in claims):
         return False  # nobody leaves in vain: what is freed must be held for somebody who waits
@@ -168,9 +226,10 @@ def _removals_hold(
             return False
         if any(placed.ref.uid == removal.uid for placed in out.placed):
             return False  # it cannot grow and shrink at once
-        if job.spec.priority.band >= by.spec.priority.band or not _may_lose(job, leaving):
+        lower = job.spec.priority.band < by.spec.priority.band
+        if not (lower or gate is not None) or not _may_lose(job, leaving):
             return False
-    return True
+    return gate is None or _takes_back(by, claims, removals, state, gate)
 
 
 def _may_lose(job: Job, leaving: set[tuple[str, int]]) -> bool:

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "stop": ("tidecell.cli.jobs", "stop", "Stop a job"),
     "scale": ("tidecell.cli.jobs", "scale", "Change a job's replicas"),
     "prio": ("tidecell.cli.jobs", "prio", "Change a job's priority"),
+    "quota": ("tidecell.cli.quota", "quota", "Show or set what teams may use"),
     "machines": ("tidecell.cli.cell", "machines", "List machines"),
     "data": ("tidecell.cli.data", "data", "Prepare and inspect datasets"),
     "train": ("tidecell.cli.train", "train", "Pre-train a language model"),

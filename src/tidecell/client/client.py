@@ -18,6 +18,7 @@ import httpx
 import msgspec
 
 from tidecell.client.home import Home
+from tidecell.client.quota_views import Change, QuotaStatus
 from tidecell.client.views import (
     CellStatus,
     EventView,
@@ -42,6 +43,7 @@ from tidecell.structs.errors import (
     TidecellError,
 )
 from tidecell.structs.job import JobSpec, Priority, Replicas
+from tidecell.structs.tenant import Policy
 
 T = TypeVar("T")
 
@@ -161,6 +163,21 @@ class Client:
     def series(self, since_s: float = 600.0, points: int = 600) -> list[Sample]:
         """Return samples of the last ``since_s`` seconds, thinned to ``points``."""
         return self._list("/v1/series", Sample, since=since_s, points=points)
+
+    # -------------------------------------------------------------------------------- quota
+
+    def quota(self, team: str = "") -> list[QuotaStatus]:
+        """Return what teams may use and use, at every band; empty where no quota is set."""
+        return self._list("/v1/quota", QuotaStatus, team=team or None)
+
+    def policy(self) -> Policy | None:
+        """Return teams, quotas and prices as they were set."""
+        return msgspec.json.decode(self._call("GET", "/v1/policy"), type=Policy | None)
+
+    def set_policy(self, policy: Policy | None) -> Change:
+        """Set teams, quotas and prices; None takes them away. Returns what that changed."""
+        raw = self._call("PUT", "/v1/policy", policy if policy is not None else msgspec.Raw(b"null"))
+        return msgspec.json.decode(raw, type=Change)
 
     # --------------------------------------------------------------------------------- jobs
 

@@ -4,6 +4,9 @@ Replicas above a gang's minimum are taken first, lowest band first; a whole gang
 else helps, and then wholly, so that no gang is left below its minimum. The set is minimal: leave any
 group out and the beneficiary does not fit. Capacity that is being vacated anyway is used first.
 
+A team may also take its own quota back: then replicas of teams of its cohort that hold more than their
+own are victims as well, though they are in the same band (only batch lends).
+
 Cases behind the rules: Kueue #15211 (use what is already leaving), Volcano #4607 (never one replica
 of many gangs), Volcano #5984 (trim to the smallest sufficient set).
 """
@@ -14,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tidecell.scheduler.board import Board
+from tidecell.scheduler.quota import Freed, Gate
 from tidecell.scheduler.snapshot import JobView, TaskView
 from tidecell.structs.job import Preemption
 from tidecell.structs.resources import Resources
@@ -51,35 +55,85 @@ class Victims:
 
 
 def find_victims(
-    board: Board, jobs: Sequence[JobView], by: JobView, indices: Sequence[int], now_s: float
+    board: Board,
+    jobs: Sequence[JobView],
+    by: JobView,
+    indices: Sequence[int],
+    now_s: float,
+    gate: Gate | None = None,
 ) -> Victims | None:
     """Return the cheapest minimal set whose leaving lets ``by`` start, or None if there is none.
 
     An empty set means that what is leaving already suffices.
     """
-    machines = board.fit(by, indices, future=True)
+    search = _Search(board, by, indices, gate)
+    machines = search.fit(())
     if machines is not None:
         return Victims((), tuple(machines))
-    groups = sorted(_groups(jobs, by, now_s), key=Group.cost)
+    if not search.could_have_quota():
+        return None
     chosen: list[Group] = []
-    for group in groups:
+    for group in sorted(_groups(jobs, by, indices, now_s, gate), key=Group.cost):
+        if not search.may_take(group, chosen):
+            continue
         chosen.append(group)
-        if board.fit(by, indices, future=True, freed=_freed(chosen)) is not None:
+        if search.fit(chosen) is not None:
             break
     else:
         return None
-    chosen = _trim(board, by, indices, chosen)
-    machines = board.fit(by, indices, future=True, freed=_freed(chosen))
+    chosen = _trim(search, chosen)
+    machines = search.fit(chosen)
     if machines is None:
         return None
     return Victims(tuple((g.job, t) for g in chosen for t in g.tasks), tuple(machines))
 
 
-def _groups(jobs: Sequence[JobView], by: JobView, now_s: float) -> list[Group]:
+@dataclass(frozen=True)
+class _Search:
+    """Whether room and quota suffice for ``by`` once some groups have left."""
+
+    board: Board
+    by: JobView
+    indices: Sequence[int]
+    gate: Gate | None
+
+    def fit(self, groups: Sequence[Group]) -> list[str] | None:
+        """Return a machine for each task, or None."""
+        if self.gate is not None:
+            freed = self._freed_quota(groups)
+            if self.gate.check(self.by, self.indices, future=True, freed=freed) is not None:
+                return None
+        return self.board.fit(self.by, self.indices, future=True, freed=_freed(groups))
+
+    def may_take(self, group: Group, chosen: Sequence[Group]) -> bool:
+        """Return whether it is in a lower band, or borrows still after ``chosen`` have left."""
+        if self.gate is None or group.job.spec.priority.band < self.by.spec.priority.band:
+            return True
+        return self.gate.may_take(self.by, self.indices, group.job, self._freed_quota(chosen))
+
+    def could_have_quota(self) -> bool:
+        """Return whether quota is no obstacle, or one that taking its own back would remove."""
+        if self.gate is None or self.gate.check(self.by, self.indices, future=True) is None:
+            return True
+        return self.gate.is_entitled(self.by, self.indices)
+
+    def _freed_quota(self, groups: Sequence[Group]) -> Freed:
+        freed: Freed = {}
+        for group in groups if self.gate is not None else ():
+            self.gate.add_freed(freed, group.job, group.tasks)  # type: ignore[union-attr]
+        return freed
+
+
+def _groups(
+    jobs: Sequence[JobView], by: JobView, indices: Sequence[int], now_s: float, gate: Gate | None
+) -> list[Group]:
     out: list[Group] = []
+    takes_back = gate is not None and not gate.has_patience_left(by) and gate.is_entitled(by, indices)
     for job in jobs:
         policy = job.spec.preemption
-        if job.spec.priority.band >= by.spec.priority.band or policy is Preemption.NEVER or job.stopping:
+        lower = job.spec.priority.band < by.spec.priority.band
+        borrows = takes_back and gate is not None and gate.may_take(by, indices, job, {})
+        if not (lower or borrows) or policy is Preemption.NEVER or job.stopping:
             continue
         staying = [t for t in job.tasks if t.machine and not t.leaving]
         spare = max(0, len(staying) + len(job.done) - job.spec.replicas.min)
@@ -100,7 +154,7 @@ def _freed(groups: Sequence[Group]) -> dict[str, Resources]:
     return freed
 
 
-def _trim(board: Board, by: JobView, indices: Sequence[int], chosen: list[Group]) -> list[Group]:
+def _trim(search: _Search, chosen: list[Group]) -> list[Group]:
     """Drop every group that is not needed, the dearest first; a whole gang keeps its single replicas."""
     kept = list(chosen)
     for group in sorted(chosen, key=Group.cost, reverse=True):
@@ -108,6 +162,6 @@ def _trim(board: Board, by: JobView, indices: Sequence[int], chosen: list[Group]
         if not group.whole and gang_goes:
             continue
         rest = [g for g in kept if g is not group]
-        if board.fit(by, indices, future=True, freed=_freed(rest)) is not None:
+        if search.fit(rest) is not None:
             kept = rest
     return kept

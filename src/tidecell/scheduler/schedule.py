@@ -14,10 +14,12 @@ from msgspec.structs import replace
 
 from tidecell.scheduler.board import Board
 from tidecell.scheduler.preemption import find_victims
+from tidecell.scheduler.quota import Block, Gate
 from tidecell.scheduler.snapshot import JobView, PlanTrace, Snapshot, TaskView, Waiting
 from tidecell.structs.job import Reason
 from tidecell.structs.messages import Claim, Placement, Plan, Removal
 from tidecell.structs.resources import Resources
+from tidecell.structs.tenant import team_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class _Pass:
     heads: list[tuple[JobView, float]] = field(default_factory=list)  # who reserved, and from when
     without_gang: set[str] = field(default_factory=set)  # jobs whose gang does not start in this pass
     failed_shapes: dict[tuple[object, ...], Waiting] = field(default_factory=dict)
+    gate: Gate | None = None  # quota; None: everything is allowed
 
 
 def schedule(snapshot: Snapshot, seed: int = 0) -> tuple[Plan, PlanTrace]:
@@ -68,12 +71,13 @@ def schedule(snapshot: Snapshot, seed: int = 0) -> tuple[Plan, PlanTrace]:
         snapshot: The cell as it is.
         seed: Breaks ties between machines that are equally good; 0: the smallest name.
     """
-    run = _Pass(snapshot, Board(snapshot, seed))
+    run = _Pass(snapshot, Board(snapshot, seed), gate=Gate.of(snapshot))
     units: list[Unit] = []
     for job in snapshot.jobs:
         units += _units(run, job)
     _drop_idle_claims(run, units)
-    for unit in sorted(units, key=Unit.order):
+    for unit in run.gate.in_order(units) if run.gate is not None else sorted(units, key=Unit.order):
+        run.trace.order.setdefault(unit.job.uid)
         _serve(run, unit)
     plan = Plan(tuple(run.placements), tuple(run.removals), tuple(run.claims), tuple(run.withdrawals))
     return plan, run.trace
@@ -85,6 +89,8 @@ def _drop_idle_claims(run: _Pass, units: list[Unit]) -> None:
     for key in sorted(set(run.board.claims) - demanded):
         del run.board.claims[key]
         run.withdrawals.append(key)
+        if run.gate is not None:
+            run.gate.drop_claim(*key)
 
 
 def _units(run: _Pass, job: JobView) -> list[Unit]:
@@ -130,11 +136,15 @@ def _serve(run: _Pass, unit: Unit) -> None:
     if unit.growth and unit.job.uid in run.without_gang:
         _wait(run, unit, *run.trace.waiting[unit.job.uid].reasons, detail="its gang starts first")
         return
-    shape = _shape(unit)
+    shape = _shape(unit) if run.gate is None else (*_shape(unit), *_standing(unit))
     known = run.failed_shapes.get(shape)
     if known is not None and not _has_claim(run, unit):
         run.without_gang.update([] if unit.growth else [unit.job.uid])
         _wait(run, unit, *known.reasons, detail=known.detail, behind=known.behind)
+        return
+    block = run.gate.check(unit.job, unit.indices, unit.growth) if run.gate is not None else None
+    if block is not None:
+        _wait_for_quota(run, unit, block, shape)
         return
     if _place(run, unit):
         return
@@ -158,6 +168,22 @@ def _shape(unit: Unit) -> tuple[object, ...]:
     return (*size, spec.priority.band, unit.demanded)
 
 
+def _standing(unit: Unit) -> tuple[object, ...]:
+    """What makes two units of the same shape stand alike before the gate."""
+    return (team_of(unit.job.spec), unit.growth, unit.job.spec.preemption)
+
+
+def _wait_for_quota(run: _Pass, unit: Unit, block: Block, shape: tuple[object, ...]) -> None:
+    """Take back what others borrowed of this unit's own, or else let it wait."""
+    run.without_gang.update([] if unit.growth else [unit.job.uid])
+    if unit.demanded and (block.others or _has_claim(run, unit)) and _preempt(run, unit):
+        return
+    _wait(run, unit, Reason.WAITING_FOR_QUOTA, detail=block.text)
+    run.failed_shapes[shape] = Waiting((Reason.WAITING_FOR_QUOTA,), block.text)
+    if unit.demanded and run.gate is not None:
+        run.gate.hold(unit.job, unit.indices)
+
+
 def _has_claim(run: _Pass, unit: Unit) -> bool:
     return any((unit.job.uid, i) in run.board.claims for i in unit.indices)
 
@@ -175,7 +201,10 @@ def _place(run: _Pass, unit: Unit) -> bool:
         return False
     for index, machine in zip(unit.indices, machines, strict=True):
         given = run.board.take(unit.job, index, machine)
-        run.placements.append(Placement(unit.job.uid, index, machine, given, unit.job.spec.request(index)))
+        request = unit.job.spec.request(index)
+        run.placements.append(Placement(unit.job.uid, index, machine, given, request))
+        if run.gate is not None:
+            run.gate.admit(unit.job, index, request, unit.growth)
     return True
 
 
@@ -188,17 +217,20 @@ def _ends_before_heads(run: _Pass, unit: Unit) -> bool:
 
 
 def _preempt(run: _Pass, unit: Unit) -> bool:
-    """Take capacity from lower bands, and hold it for this unit."""
+    """Take capacity from lower bands, and hold it for this unit; or its own quota back from borrowers."""
     jobs = [_as_seen_now(run, job) for job in run.snapshot.jobs]
     if _has_claim(run, unit):
         held = _is_claimed(run, unit)
-        if run.board.fit(unit.job, unit.indices, future=True, ignore_reserved=held) is not None:
+        fits = run.board.fit(unit.job, unit.indices, future=True, ignore_reserved=held) is not None
+        if fits and (run.gate is None or run.gate.check(unit.job, unit.indices, future=True) is None):
             _wait(run, unit, Reason.WAITING_FOR_PREEMPTED, detail="the capacity held for it is being vacated")
             return True
         for index in unit.indices:
             if run.board.claims.pop((unit.job.uid, index), None) is not None:
                 run.withdrawals.append((unit.job.uid, index))
-    victims = find_victims(run.board, jobs, unit.job, unit.indices, run.snapshot.now_s)
+                if run.gate is not None:
+                    run.gate.drop_claim(unit.job.uid, index)
+    victims = find_victims(run.board, jobs, unit.job, unit.indices, run.snapshot.now_s, run.gate)
     if victims is None:
         return False
     sizes = {job.uid: sum(1 for t in job.tasks if t.machine and not t.leaving) for job in jobs}
@@ -208,10 +240,14 @@ def _preempt(run: _Pass, unit: Unit) -> bool:
         run.removals.append(Removal(job.uid, task.index, task.machine, unit.job.uid, sizes[job.uid]))
         run.left.add((job.uid, task.index))
         run.board.leave(task)
+        if run.gate is not None:
+            run.gate.leave(job, task)
     for index, machine in zip(unit.indices, victims.machines, strict=True):
         claim = Claim(unit.job.uid, index, machine, unit.job.spec.resources)
         run.claims.append(claim)
         run.board.claim(claim)
+        if run.gate is not None:
+            run.gate.claim(unit.job, index, claim.resources)
     names = (
         ", ".join(dict.fromkeys(f"'{job.name}'" for job, _ in victims.tasks)) or "tasks that leave already"
     )

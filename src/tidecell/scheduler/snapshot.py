@@ -14,6 +14,7 @@ from tidecell.structs.job import JobSpec, Reason
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import Claim, Plan
 from tidecell.structs.resources import Resources
+from tidecell.structs.tenant import Policy
 
 
 class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -85,6 +86,7 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     jobs: tuple[JobView, ...]
     claims: tuple[Claim, ...] = ()
     closed: tuple[str, ...] = ()
+    policy: Policy | None = None
 
 
 class Waiting(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -105,9 +107,20 @@ class Waiting(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass
 class PlanTrace:
-    """What the scheduler thought: for each job with waiting tasks, why."""
+    """What the scheduler thought: for each job with waiting tasks, why.
+
+    Attributes:
+        waiting: By uid.
+        order: Uids in the order in which they were served, those that started among them.
+    """
 
     waiting: dict[str, Waiting] = field(default_factory=dict)
+    order: dict[str, None] = field(default_factory=dict)
+
+    def queue(self) -> list[str]:
+        """Return the uids of jobs that wait, in scheduling order; what cannot be served yet comes last."""
+        served = [uid for uid in self.order if uid in self.waiting]
+        return served + [uid for uid in self.waiting if uid not in self.order]
 
 
 __all__ = ["JobView", "Plan", "PlanTrace", "Snapshot", "TaskView", "Waiting"]

@@ -24,6 +24,8 @@ from tidecell.cell.describe import describe_event
 from tidecell.cell.journal import Record
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import Job
+from tidecell.client.quota_views import Change as PolicyChange
+from tidecell.client.quota_views import QuotaStatus
 from tidecell.client.schema import spec_diff
 from tidecell.client.views import (
     CellStatus,
@@ -42,6 +44,7 @@ from tidecell.server.logs import LogChunk, LogReader
 from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_document
 from tidecell.server.users import OPERATIONS as USER_OPERATIONS
 from tidecell.server.users import UsersApi, asker, owned_by_asker
+from tidecell.server.quota import describe_change, quota_status
 from tidecell.server.views import job_status, machine_status
 from tidecell.structs.errors import (
     ConflictError,
@@ -54,7 +57,8 @@ from tidecell.structs.errors import (
     TidecellError,
 )
 from tidecell.structs.job import JobSpec, Priority, Replicas
-from tidecell.structs.messages import JobChanged, JobStopRequested, JobSubmitted
+from tidecell.structs.messages import JobChanged, JobStopRequested, JobSubmitted, PolicyProposed
+from tidecell.structs.tenant import Policy
 from tidecell.web.app import routes as console_routes
 
 MAX_BODY_BYTES = 4 << 20
@@ -306,6 +310,28 @@ class Api:
         async for chunk in reader.follow(done, lambda: self._control.changed):
             yield _log_line(chunk) if as_json else chunk.text.encode()
 
+    # ------------------------------------------------------------------------------- quota
+
+    async def quota(self, request: Request) -> Response:
+        """What teams may use and use; a team that is not known is an error."""
+        team = request.query_params.get("team", "")
+        policy = self._control.state.policy
+        if team and (policy is None or policy.team(team) is None):
+            names = ", ".join(t.name for t in policy.teams) if policy is not None else ""
+            raise NotFoundError(
+                f"no team named '{team}'", f"teams are {names}" if names else "no quota is set"
+            )
+        return _items(quota_status(self._control.state, time.time(), team))
+
+    async def policy(self, request: Request) -> Response:
+        return _json(self._control.state.policy)
+
+    async def set_policy(self, request: Request) -> Response:
+        policy = await self._body(request, Policy | None)  # type: ignore[arg-type]
+        before = self._control.state.policy
+        await self._control.ask(PolicyProposed(policy))
+        return _json(PolicyChange(describe_change(before, self._control.state.policy)))
+
     # ---------------------------------------------------------------------------- the others
 
     async def health(self, request: Request) -> Response:
@@ -394,6 +420,22 @@ OPERATIONS = (
         parameters=(("after", "integer", "only with a higher number"),),
     ),
     Operation(
+        "GET",
+        "/v1/quota",
+        "What teams may use, use, borrow and wait for",
+        QuotaStatus,
+        many=True,
+        parameters=(("team", "string", "only of this team"),),
+    ),
+    Operation("GET", "/v1/policy", "Teams, quotas and prices as they were set, or null", Policy | None),
+    Operation(
+        "PUT",
+        "/v1/policy",
+        "Set teams, quotas and prices; null takes them away",
+        PolicyChange,
+        body=Policy | None,
+    ),
+    Operation(
         "GET", "/v1/events", "Journaled events in words", EventView, many=True, parameters=_EVENT_QUERY
     ),
     Operation(
@@ -442,6 +484,9 @@ def make_app(control: ControlPlane) -> ASGIApp:
         ("GET", "/v1/jobs/{name}/why"): api.why,
         ("GET", "/v1/jobs/{name}/logs"): api.logs,
         ("GET", "/v1/jobs/{name}/reports"): api.reports,
+        ("GET", "/v1/quota"): api.quota,
+        ("GET", "/v1/policy"): api.policy,
+        ("PUT", "/v1/policy"): api.set_policy,
         ("GET", "/v1/events"): api.events,
         ("GET", "/v1/series"): api.series,
         ("GET", "/v1/metrics"): api.metrics,

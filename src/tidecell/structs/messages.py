@@ -15,6 +15,7 @@ import msgspec
 from tidecell.structs.job import Cause, JobSpec, Priority, Replicas, TaskState
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.resources import Resources
+from tidecell.structs.tenant import Policy
 
 
 class TaskRef(msgspec.Struct, frozen=True, order=True):
@@ -181,6 +182,12 @@ class PlanProposed(Input, frozen=True, tag=True):
     plan: Plan
 
 
+class PolicyProposed(Input, frozen=True, tag=True):
+    """Somebody sets teams, quotas and prices; None takes them all away."""
+
+    policy: Policy | None = None
+
+
 class Tick(Input, frozen=True, tag=True):
     """Time passed."""
 
@@ -198,6 +205,7 @@ AnyInput = (
     | TaskProbed
     | ReplicaDrained
     | PlanProposed
+    | PolicyProposed
     | Tick
 )
 
@@ -225,6 +233,12 @@ class MachineGone(Event, frozen=True, tag=True):
     """A machine is no longer part of the cell."""
 
     name: str
+
+
+class PolicySet(Event, frozen=True, tag=True):
+    """Teams, quotas and prices are these from now on; None: everything is allowed."""
+
+    policy: Policy | None = None
 
 
 class JobAccepted(Event, frozen=True, tag=True):
@@ -352,6 +366,7 @@ AnyEvent = (
     CellOpened
     | MachineJoined
     | MachineGone
+    | PolicySet
     | JobAccepted
     | JobRescaled
     | JobReprioritized

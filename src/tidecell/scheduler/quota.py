@@ -1,0 +1,493 @@
+"""The gate before placement: whether a team's quota covers a unit, and whom it may take it back from. Pure.
+
+What counts is what tasks hold: a victim's quota is free only when the victim has stopped, and what is
+claimed for a beneficiary counts as used, so nobody else is admitted in between (Kueue #13662 and PR#15661).
+Cohorts follow Kueue's arithmetic (KEP-1224): what a team uses beyond the part it does not lend is drawn
+from the pool of what the cohort's teams lend. Only batch work that can be taken back may borrow, so
+whatever was lent can be recalled. Fair share is dominant resource fairness (Ghodsi et al., NSDI 2011) with
+weights, over what the cohort owns, or else the cell has.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
+from tidecell.structs.job import Band, JobSpec, Preemption
+from tidecell.structs.resources import Resources
+from tidecell.structs.tenant import (
+    UNLIMITED,
+    Amounts,
+    Policy,
+    Quota,
+    Team,
+    can_borrow,
+    charge,
+    describe_amount,
+    is_fixed,
+    limit,
+    team_of,
+)
+
+Key = tuple[str, Band]
+Freed = dict[Key, Amounts]
+_NONE: Amounts = {}
+_NOTHING = Resources()
+
+
+@dataclass
+class Account:
+    """What one team has and uses at one band.
+
+    Attributes:
+        quota: None: it has none, or it is not valid now.
+        staying: Held by tasks that stay.
+        leaving: Held by tasks that were told to leave.
+        claimed: Held back for tasks whose victims are leaving.
+        fixed: The part of ``staying`` that can never be taken back.
+        held: Kept for a job of the team that waits for quota; others of the team may not use it.
+    """
+
+    team: str
+    band: Band
+    quota: Quota | None
+    ended: Quota | None = None
+    cohort: str = ""
+    weight: float = 1.0
+    staying: Amounts = field(default_factory=dict)
+    leaving: Amounts = field(default_factory=dict)
+    claimed: Amounts = field(default_factory=dict)
+    fixed: Amounts = field(default_factory=dict)
+    held: Amounts = field(default_factory=dict)
+
+    def own(self, component: str) -> int:
+        """Return the team's own quota of a component."""
+        return limit(self.quota.amounts, component) if self.quota is not None else 0
+
+    def most(self, component: str) -> int:
+        """Return what it may use with all that it may borrow."""
+        own = self.own(component)
+        if not self.cohort or not can_borrow(self.band) or own >= UNLIMITED:
+            return own
+        extra = limit(self.quota.borrow, component) if self.quota is not None else UNLIMITED
+        return min(UNLIMITED, own + extra)
+
+    def kept(self, component: str) -> int:
+        """Return the part of its own quota that it never lends."""
+        lent = limit(self.quota.lend, component) if self.quota is not None else 0
+        return max(0, self.own(component) - lent)
+
+    def used(self, component: str, future: bool = False) -> int:
+        """Return what counts as used: ``future``, once all that leaves has left."""
+        now = 0 if future else self.leaving.get(component, 0)
+        return now + self.staying.get(component, 0) + self.claimed.get(component, 0)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Why quota does not let a unit start.
+
+    Attributes:
+        component: What is short.
+        kind: ``none`` (no quota now), ``own``, ``fixed`` (must not borrow), ``cohort`` (lent), ``held``.
+        text: In words.
+        others: Whether it might start if others of the cohort gave back what they borrowed.
+    """
+
+    component: str
+    kind: str
+    text: str
+    others: bool = False
+
+
+class _Unit(Protocol):
+    @property
+    def job(self) -> JobView: ...
+    @property
+    def growth(self) -> bool: ...
+    def order(self) -> tuple[int, int, int, float]: ...
+
+
+U = TypeVar("U", bound=_Unit)
+
+
+class Gate:
+    """Quota during one scheduling pass; changed as units are admitted, told to leave, or wait."""
+
+    def __init__(self, policy: Policy, now_s: float, capacity: Resources = _NOTHING) -> None:
+        self.policy = policy
+        self.now_s = now_s
+        self.components = _components(policy)
+        self._teams = {t.name: t for t in policy.teams}
+        self._members: dict[str, list[str]] = {}
+        for team in policy.teams:
+            if team.cohort:
+                self._members.setdefault(team.cohort, []).append(team.name)
+        self._capacity = charge(capacity, "", ("cpu", "memory", "gpu"))
+        self._accounts: dict[Key, Account] = {}
+        self._claims: dict[tuple[str, int], tuple[Key, Amounts]] = {}
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Gate | None:
+        """Return the gate of a snapshot, or None where there is no policy and everything is allowed."""
+        if snapshot.policy is None:
+            return None
+        capacity = Resources()
+        for machine in snapshot.machines:
+            capacity = capacity + machine.capacity
+        gate = cls(snapshot.policy, snapshot.now_s, capacity)
+        jobs = {job.uid: job for job in snapshot.jobs}
+        for job in snapshot.jobs:
+            gate.count(job)
+        for claim in snapshot.claims:
+            if claim.uid in jobs:
+                gate.claim(jobs[claim.uid], claim.index, claim.resources)
+        return gate
+
+    # ---------------------------------------------------------------------------------- counting
+
+    def account(self, spec: JobSpec) -> Account:
+        """Return the account that a job is charged to."""
+        return self._account((team_of(spec), spec.priority.band))
+
+    def look(self, team: str, band: Band) -> Account:
+        """Return the account of a team at a band."""
+        return self._account((team, band))
+
+    def _account(self, key: Key) -> Account:
+        known = self._accounts.get(key)
+        if known is None:
+            team = self._teams.get(key[0], Team(key[0]))
+            quota = team.quotas.get(key[1].word)
+            valid = quota is not None and quota.is_valid(self.now_s)
+            known = Account(
+                *key, quota if valid else None, None if valid else quota, team.cohort, team.weight
+            )
+            self._accounts[key] = known
+        return known
+
+    def count(self, job: JobView) -> None:
+        """Count what a job's tasks hold."""
+        if job.spec.priority.band is Band.BEST_EFFORT:
+            return
+        account = self.account(job.spec)
+        least = job.spec.replicas.min - len(job.done)
+        staying = 0
+        for task in job.tasks:
+            if not task.machine:
+                continue
+            amounts = self._charge(job.spec, task.index, task.resources)
+            if task.leaving:
+                _add(account.leaving, amounts)
+                continue
+            staying += 1
+            _add(account.staying, amounts)
+            if is_fixed(job.spec, above_min=staying > least):
+                _add(account.fixed, amounts)
+
+    def _charge(self, spec: JobSpec, index: int, resources: Resources) -> Amounts:
+        kind = spec.accelerator_type
+        for number, shape in enumerate(spec.shapes if spec.any_of else ()):
+            if spec.request(index, number) == resources:
+                kind = shape.accelerator_type
+                break
+        return charge(resources, kind, self.components)
+
+    def need(self, job: JobView, indices: Sequence[int]) -> Amounts:
+        """Return what these waiting tasks would count for; of alternatives the most of each component."""
+        total: Amounts = {}
+        for index in indices:
+            largest: Amounts = {}
+            for number, shape in enumerate(job.spec.shapes):
+                request = job.spec.request(index, number)
+                for c, amount in charge(request, shape.accelerator_type, self.components).items():
+                    largest[c] = max(amount, largest.get(c, 0))
+            _add(total, largest)
+        return total
+
+    # ------------------------------------------------------------------------------------ asking
+
+    def check(
+        self,
+        job: JobView,
+        indices: Sequence[int],
+        growth: bool = False,
+        future: bool = False,
+        freed: Freed | None = None,
+    ) -> Block | None:
+        """Return why quota does not cover these tasks, or None if it does.
+
+        Args:
+            job: Whose.
+            indices: Of its waiting tasks.
+            growth: They are above the job's minimum.
+            future: Count what is leaving as gone.
+            freed: What further victims would give back, by account.
+        """
+        if job.spec.priority.band is Band.BEST_EFFORT:
+            return None
+        account = self.account(job.spec)
+        mine = self._own_claims(job, indices)
+        for component, amount in self.need(job, indices).items():
+            block = self._check(account, job.spec, component, amount, mine, growth, future, freed or {})
+            if block is not None:
+                return block
+        return None
+
+    def check_held(self, job: JobView) -> Block | None:
+        """Return why the account of ``job`` could not take on what its tasks hold, or None if it could.
+
+        For a running job that changes its band: its tasks are still counted at the old one.
+        """
+        if job.spec.priority.band is Band.BEST_EFFORT:
+            return None
+        total: Amounts = {}
+        for task in job.tasks:
+            _add(total, self._charge(job.spec, task.index, task.resources))
+        account = self.account(job.spec)
+        blocks = (self._check(account, job.spec, c, n, _NONE, False, False, {}) for c, n in total.items())
+        return next((b for b in blocks if b is not None), None)
+
+    def _check(
+        self,
+        account: Account,
+        spec: JobSpec,
+        component: str,
+        amount: int,
+        mine: Amounts,
+        growth: bool,
+        future: bool,
+        freed: Freed,
+    ) -> Block | None:
+        claimed = mine.get(component, 0)
+        given = freed.get((account.team, account.band), _NONE).get(component, 0)
+        used = account.used(component, future) - claimed - given
+        own = account.own(component)
+        fixed = is_fixed(spec, above_min=growth)
+        if own <= 0 and (fixed or not account.cohort or not can_borrow(account.band)):
+            return self._block(account, component, amount, used, "none")
+        if fixed and account.fixed.get(component, 0) + amount > own:
+            return self._block(account, component, amount, used, "fixed")
+        if used + amount > account.most(component):
+            return self._block(account, component, amount, used, "own")
+        if used + account.held.get(component, 0) + amount > account.most(component):
+            return self._block(account, component, amount, used, "held")
+        if used + amount <= account.kept(component):
+            return None  # of what it never lends: whatever others do
+        if self._drawn(account, component, future, freed, amount - claimed) > self._pool(account, component):
+            return self._block(account, component, amount, used, "cohort")
+        return None
+
+    def _own_claims(self, job: JobView, indices: Iterable[int]) -> Amounts:
+        out: Amounts = {}
+        for index in indices:
+            _add(out, self._claims.get((job.uid, index), (None, _NONE))[1])
+        return out
+
+    def mates(self, account: Account) -> list[Account]:
+        """Return the accounts at this band of all teams that lend to each other, this one among them."""
+        names = self._members.get(account.cohort, [account.team]) if account.cohort else [account.team]
+        return [self._account((name, account.band)) for name in names]
+
+    def _pool(self, account: Account, component: str) -> int:
+        return min(UNLIMITED, sum(m.own(component) - m.kept(component) for m in self.mates(account)))
+
+    def _drawn(self, account: Account, component: str, future: bool, freed: Freed, amount: int) -> int:
+        """Return what would be drawn from the pool if ``account`` used so much more."""
+        drawn = 0
+        for mate in self.mates(account):
+            used = mate.used(component, future) - freed.get((mate.team, mate.band), _NONE).get(component, 0)
+            if mate is account:
+                used += amount + mate.held.get(component, 0)
+            drawn += max(0, used - mate.kept(component))
+        return drawn
+
+    # ----------------------------------------------------------------------------------- taking back
+
+    def is_entitled(self, job: JobView, indices: Sequence[int]) -> bool:
+        """Return whether a team's own quota covers these tasks, whatever others borrowed of it."""
+        account = self.account(job.spec)
+        if not can_borrow(account.band) or account.quota is None:
+            return False
+        mine = self._own_claims(job, indices)
+        return all(
+            account.used(c, future=True) - mine.get(c, 0) + amount <= account.own(c)
+            for c, amount in self.need(job, indices).items()
+        )
+
+    def may_take(self, by: JobView, indices: Sequence[int], victim: JobView, freed: Freed) -> bool:
+        """Return whether ``by`` takes its own quota back if a task of ``victim`` leaves.
+
+        Its team must be of the same cohort and still hold more than its own quota, after ``freed``, of
+        something that ``by`` needs.
+        """
+        mine, theirs = self.account(by.spec), self.account(victim.spec)
+        same = theirs.band is mine.band and theirs.cohort == mine.cohort != "" and theirs is not mine
+        if not same or victim.spec.preemption is Preemption.NEVER:
+            return False
+        given = freed.get((theirs.team, theirs.band), _NONE)
+        need = self.need(by, indices)
+        return any(theirs.staying.get(c, 0) - given.get(c, 0) > theirs.own(c) for c in need)
+
+    def add_freed(self, freed: Freed, job: JobView, tasks: Iterable[TaskView]) -> None:
+        """Count what these tasks would give back."""
+        if job.spec.priority.band is not Band.BEST_EFFORT:
+            entry = freed.setdefault((team_of(job.spec), job.spec.priority.band), {})
+            for task in tasks:
+                _add(entry, self._charge(job.spec, task.index, task.resources))
+
+    def has_patience_left(self, job: JobView) -> bool:
+        """Return whether a job has not yet waited long enough for what is its own to be kept for it."""
+        return self.now_s < job.submitted_s + self.policy.patience_s
+
+    # -------------------------------------------------------------------------------------- changing
+
+    def admit(self, job: JobView, index: int, resources: Resources, growth: bool) -> None:
+        """Count a task that starts; what was claimed for it is no longer."""
+        self.drop_claim(job.uid, index)
+        if job.spec.priority.band is Band.BEST_EFFORT:
+            return
+        account, amounts = self.account(job.spec), self._charge(job.spec, index, resources)
+        _add(account.staying, amounts)
+        if is_fixed(job.spec, above_min=growth):
+            _add(account.fixed, amounts)
+
+    def leave(self, job: JobView, task: TaskView) -> None:
+        """Count a task that was told to leave: its quota is used until it has stopped."""
+        if job.spec.priority.band is not Band.BEST_EFFORT:
+            account = self.account(job.spec)
+            amounts = self._charge(job.spec, task.index, task.resources)
+            _add(account.staying, amounts, -1)
+            _add(account.leaving, amounts)
+
+    def claim(self, job: JobView, index: int, resources: Resources) -> None:
+        """Count what is held back for a task."""
+        self.drop_claim(job.uid, index)
+        if job.spec.priority.band is not Band.BEST_EFFORT:
+            account, amounts = self.account(job.spec), self._charge(job.spec, index, resources)
+            _add(account.claimed, amounts)
+            self._claims[job.uid, index] = ((account.team, account.band), amounts)
+
+    def drop_claim(self, uid: str, index: int) -> None:
+        """Forget what was held back for a task."""
+        key, amounts = self._claims.pop((uid, index), (None, _NONE))
+        if key is not None:
+            _add(self._accounts[key].claimed, amounts, -1)
+
+    def hold(self, job: JobView, indices: Sequence[int]) -> None:
+        """Keep the team's own quota for a unit that waits for it, where that alone could ever cover it.
+
+        Else small work of the team would for ever take what the large one waits for. What would have to be
+        borrowed is not kept: nobody is promised that.
+        """
+        account, need = self.account(job.spec), self.need(job, indices)
+        if self.has_patience_left(job) or any(n > account.own(c) for c, n in need.items()):
+            return
+        for component, amount in need.items():
+            account.held[component] = max(account.held.get(component, 0), amount)
+
+    # ------------------------------------------------------------------------------------ fair share
+
+    def share(self, account: Account) -> float:
+        """Return a team's dominant share at a band, divided by its weight."""
+        best = 0.0
+        for component in {*account.staying, *account.claimed}:
+            total = sum(m.own(component) for m in self.mates(account))
+            if not account.cohort or not 0 < total < UNLIMITED:
+                total = self._capacity.get(component.partition(":")[0], 0)
+            if total > 0:
+                best = max(best, account.used(component, future=True) / total)
+        return best / account.weight
+
+    def in_order(self, units: Sequence[U]) -> Iterator[U]:
+        """Yield units, the team with the least dominant share first, within each band.
+
+        Inside a team they keep their order; shares count what this very pass has admitted, so the next
+        unit is chosen after the one before it was served.
+        """
+        levels: dict[tuple[int, int], dict[str, list[U]]] = {}
+        for unit in sorted(units, key=lambda u: u.order()):
+            level = levels.setdefault(unit.order()[:2], {})
+            level.setdefault(team_of(unit.job.spec), []).append(unit)
+        for teams in levels.values():
+            yield from self._fairly(teams) if len(teams) > 1 else next(iter(teams.values()))
+
+    def _fairly(self, teams: dict[str, list[U]]) -> Iterator[U]:
+        heap: list[tuple[float, tuple[int, float], str, int]] = []
+
+        def push(name: str, at: int) -> None:
+            if at < len(teams[name]):
+                unit = teams[name][at]
+                share = self.share(self.account(unit.job.spec))
+                heapq.heappush(heap, (share, unit.order()[2:], name, at))
+
+        for name in teams:
+            push(name, 0)
+        while heap:
+            _, _, name, at = heapq.heappop(heap)
+            yield teams[name][at]
+            push(name, at + 1)
+
+    # ----------------------------------------------------------------------------------------- words
+
+    def _block(self, account: Account, component: str, amount: int, used: int, kind: str) -> Block:
+        text = f"needs {describe_amount(component, amount)}; {self._have(account, component, used, kind)}"
+        return Block(component, kind, text, others=kind == "cohort")
+
+    def _have(self, account: Account, component: str, used: int, kind: str) -> str:
+        name, band = account.team, account.band.word
+        own = describe_amount(component, account.own(component))
+        if kind == "none" and account.quota is None:
+            return f"team '{name}' has no quota at {band}{_when(account.ended, self.now_s)}"
+        if kind == "none":
+            return f"team '{name}' has {own} at {band}"
+        text = f"team '{name}' uses {describe_amount(component, used)} of its {own} at {band}"
+        if kind == "fixed":
+            return f"{text}, and what cannot be taken back may not be borrowed"
+        if kind == "held":
+            return f"{text}; the rest is kept for a job of the team that goes first"
+        if kind == "own":
+            most = account.most(component)
+            return (
+                text
+                if most == account.own(component)
+                else f"{text}, {describe_amount(component, most)} with all it may borrow"
+            )
+        return f"{text}; {self._lent(account, component)}"
+
+    def _lent(self, account: Account, component: str) -> str:
+        """Name who borrows what the cohort lends."""
+        rows = []
+        for mate in self.mates(account):
+            over = mate.used(component) - mate.own(component)
+            if mate is not account and over > 0:
+                rows.append(f"{mate.team} borrows {describe_amount(component, over)}")
+        rest = f"cohort '{account.cohort}' has no more to lend"
+        return f"{rest} ({', '.join(rows)})" if rows else rest
+
+
+def _when(quota: Quota | None, now_s: float) -> str:
+    if quota is None:
+        return ""
+    return " any more: it has ended" if quota.is_over(now_s) else " yet: it has not begun"
+
+
+def _components(policy: Policy) -> tuple[str, ...]:
+    """Return every component that any quota limits, and the plain ones, in a fixed order."""
+    named = {"cpu", "memory", "gpu"}
+    for team in policy.teams:
+        for quota in team.quotas.values():
+            for vector in (quota.amounts, quota.borrow or {}, quota.lend or {}):
+                named.update(c for c in vector if c.startswith("gpu:"))
+    return tuple(sorted(named))
+
+
+def _add(total: Amounts, amounts: Amounts, sign: int = 1) -> None:
+    for component, amount in amounts.items():
+        total[component] = total.get(component, 0) + sign * amount
+
+
+__all__ = ["Account", "Block", "Freed", "Gate"]
