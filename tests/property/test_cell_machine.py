@@ -68,8 +68,8 @@ from tidecell.structs.messages import (
     Tick,
 )
 from tidecell.structs.resources import Resources
-from tidecell.structs.work import Array
 from tidecell.structs.tenant import ANYTHING, Policy, Quota, Team
+from tidecell.structs.work import Array
 
 MACHINES = {name: machine_spec(name, cpu=4, gpus=["H100"] if name == "c" else []) for name in "abc"}
 NAMES = ["n0", "n1", "n2", "n3", "n4", "n5"]

@@ -10,7 +10,7 @@ from tidecell.cell.state import CellState, Job
 from tidecell.scheduler.quota import Gate
 from tidecell.scheduler.snapshot import JobView, TaskView
 from tidecell.structs.errors import RefusedError
-from tidecell.structs.job import Band, JobSpec, Priority, Reason
+from tidecell.structs.job import Band, JobSpec, Priority, Reason, TaskState
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import (
     DEFAULT_TEAM,
@@ -46,10 +46,10 @@ def view_of(job: Job) -> JobView:
     """Return a job as the gate counts it."""
     tasks = tuple(
         TaskView(t.index, machine=t.machine, resources=t.resources, leaving=t.notice is not None)
-        for t in job.tasks
-        if t.active
+        for t in job.active_tasks()
     )
-    done = tuple(t.index for t in job.tasks if t.state.value == "SUCCEEDED")
+    array = job.spec.array is not None
+    done = () if array else tuple(t.index for t in job.tasks if t.state is TaskState.SUCCEEDED)
     return JobView(job.uid, job.spec, job.submitted_s, job.desired, tasks, done=done)
 
 
@@ -190,8 +190,7 @@ def check_priority(state: CellState, job: Job, priority: Priority, now_s: float)
     spec = replace(job.spec, priority=priority)
     check_quota(state, spec, now_s)
     gate = gate_of(state, now_s)
-    held = [t for t in job.tasks if t.active]
-    if gate is None or not held:
+    if gate is None or not job.active_tasks():
         return
     block = gate.check_held(replace(view_of(job), spec=spec))
     if block is not None:

@@ -172,11 +172,11 @@ class Client:
 
     def policy(self) -> Policy | None:
         """Return teams, quotas and prices as they were set."""
-        return msgspec.json.decode(self._call("GET", "/v1/policy"), type=Policy | None)
+        return msgspec.json.decode(self._call("GET", "/v1/quota/policy"), type=Policy | None)
 
     def set_policy(self, policy: Policy | None) -> Change:
         """Set teams, quotas and prices; None takes them away. Returns what that changed."""
-        raw = self._call("PUT", "/v1/policy", policy if policy is not None else msgspec.Raw(b"null"))
+        raw = self._call("PUT", "/v1/quota/policy", policy if policy is not None else msgspec.Raw(b"null"))
         return msgspec.json.decode(raw, type=Change)
 
     # --------------------------------------------------------------------------------- jobs

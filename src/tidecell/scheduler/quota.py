@@ -231,6 +231,7 @@ class Gate:
             return None
         account = self.account(job.spec)
         mine = self._own_claims(job, indices)
+        growth = growth or job.spec.replicas.min == 0
         for component, amount in self.need(job, indices).items():
             block = self._check(account, job.spec, component, amount, mine, growth, future, freed or {})
             if block is not None:

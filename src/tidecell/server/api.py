@@ -42,9 +42,9 @@ from tidecell.server.access import AccessGate
 from tidecell.server.control import ControlPlane
 from tidecell.server.logs import LogChunk, LogReader
 from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_document
+from tidecell.server.quota import describe_change, quota_status
 from tidecell.server.users import OPERATIONS as USER_OPERATIONS
 from tidecell.server.users import UsersApi, asker, owned_by_asker
-from tidecell.server.quota import describe_change, quota_status
 from tidecell.server.views import job_status, machine_status
 from tidecell.structs.errors import (
     ConflictError,
@@ -427,10 +427,10 @@ OPERATIONS = (
         many=True,
         parameters=(("team", "string", "only of this team"),),
     ),
-    Operation("GET", "/v1/policy", "Teams, quotas and prices as they were set, or null", Policy | None),
+    Operation("GET", "/v1/quota/policy", "Teams, quotas and prices as they were set, or null", Policy | None),
     Operation(
         "PUT",
-        "/v1/policy",
+        "/v1/quota/policy",
         "Set teams, quotas and prices; null takes them away",
         PolicyChange,
         body=Policy | None,
@@ -485,8 +485,8 @@ def make_app(control: ControlPlane) -> ASGIApp:
         ("GET", "/v1/jobs/{name}/logs"): api.logs,
         ("GET", "/v1/jobs/{name}/reports"): api.reports,
         ("GET", "/v1/quota"): api.quota,
-        ("GET", "/v1/policy"): api.policy,
-        ("PUT", "/v1/policy"): api.set_policy,
+        ("GET", "/v1/quota/policy"): api.policy,
+        ("PUT", "/v1/quota/policy"): api.set_policy,
         ("GET", "/v1/events"): api.events,
         ("GET", "/v1/series"): api.series,
         ("GET", "/v1/metrics"): api.metrics,
