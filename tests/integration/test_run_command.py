@@ -111,3 +111,13 @@ def test_max_duration_ends_a_job_as_timeout(cell) -> None:
     done = cell.tide("run", "--max-duration", "1s", "--grace-period", "1s", "--", "sleep", "60", check=False)
     assert done.returncode == 124
     assert "TIMEOUT: ran longer than 1 s" in done.stderr
+
+
+def test_low_bands_die_first_when_the_machine_runs_out_of_memory(cell) -> None:
+    def score(*args: str) -> int:
+        return int(cell.tide("run", *args, "--", "cat", "/proc/self/oom_score_adj").stdout)
+
+    spare = score("--priority", "best-effort", "--memory", "64MiB")
+    batch = score("--memory", "64MiB")
+    assert spare > batch > score("--priority", "production", "--memory", "64MiB") > 0
+    assert score() > batch  # it reserved nothing: whatever it uses is more than its share

@@ -213,6 +213,7 @@ class Agent:
             err=self.home.log_path(ref.uid, ref.index, command.attempt, "err"),
             request=command.resources,
             nice=NICENESS[spec.priority.band],
+            oom_score=isolation.oom_score(spec.priority.band, command.resources),
             group=group,
             measured=not self.isolation.limits,
         )

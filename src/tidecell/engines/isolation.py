@@ -14,6 +14,7 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidecell.structs.job import Band
 from tidecell.structs.resources import Resources
 
 _ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
@@ -119,6 +120,23 @@ def oom_killed(group: Path | None) -> bool:
             if key == "oom_kill" and int(value) > 0:
                 return True
     return False
+
+
+# Who dies first when a machine runs out of memory (Borg, EuroSys 2015, §5.5: low bands go before high
+# ones). The cell's own processes stay at 0, below all tasks.
+OOM_SCORES = {Band.BEST_EFFORT: 900, Band.BATCH: 500, Band.PRODUCTION: 100, Band.MONITORING: 50}
+OOM_UNRESERVED = 90  # added where no memory was asked for: whatever it uses is more than its share
+
+
+def oom_score(band: Band, request: Resources) -> int:
+    """Return the kernel's ``oom_score_adj`` of a task; over-limit tasks are killed before it matters."""
+    return OOM_SCORES[band] + (0 if request.memory_bytes else OOM_UNRESERVED)
+
+
+def set_oom_score(score: int) -> None:
+    """Set it for the calling process; for use between fork and exec. Raising it needs no privilege."""
+    with contextlib.suppress(OSError):
+        _write(Path("/proc/self/oom_score_adj"), str(score))
 
 
 def set_rlimits(request: Resources, measured: bool) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from tidecell.engines.isolation import join_group, set_rlimits
+from tidecell.engines.isolation import join_group, set_oom_score, set_rlimits
 from tidecell.structs.resources import Resources
 
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SHELL", "TERM")
@@ -33,6 +33,7 @@ class Launch:
 
     Attributes:
         nice: Added niceness; batch work gives way to serving on a busy core.
+        oom_score: What is added to the kernel's badness when memory runs out; the highest dies first.
         group: cgroup to join, or None.
     """
 
@@ -43,6 +44,7 @@ class Launch:
     err: Path
     request: Resources = field(default_factory=Resources)
     nice: int = 0
+    oom_score: int = 0
     group: Path | None = None
     measured: bool = True
 
@@ -95,6 +97,7 @@ def _become(launch: Launch, out: int, err: int, tell: int) -> NoReturn:
         set_rlimits(launch.request, launch.measured)
         if launch.nice:
             os.nice(launch.nice)
+        set_oom_score(launch.oom_score)
         what = f"workdir '{launch.workdir}' cannot be entered"
         os.chdir(launch.workdir)
         null = os.open("/dev/null", os.O_RDONLY)
