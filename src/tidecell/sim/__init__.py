@@ -1,1 +1,1 @@
-
+"""The simulator: the production state machine and scheduler under virtual time."""
