@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from tidecell.cell.log import Record
 from tidecell.cell.state import CellState, apply, decode_state, encode_state
 from tidecell.structs.errors import JournalError, JournalFull
 from tidecell.structs.messages import AnyEvent, Event
@@ -42,15 +43,6 @@ CREATE TABLE IF NOT EXISTS snapshots (
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One journaled event: its number, when it was decided, and what it says."""
-
-    seq: int
-    at_s: float
-    event: Event
 
 
 @dataclass(frozen=True)
@@ -330,3 +322,6 @@ class Journal:
         )
         for seq, at_s, body in rows:
             yield Record(seq, at_s, _decoder.decode(body))
+
+
+__all__ = ["FORMAT", "SNAPSHOT_EVERY", "Journal", "Record", "Repair"]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tidecell.cell.invariants import check_event, check_state
-from tidecell.cell.journal import Journal
+from tidecell.cell.log import EventLog
 from tidecell.cell.reconcile import reconcile
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import CellState, Job, apply
@@ -51,7 +51,7 @@ class Runtime:
         trace: Why what is pending is pending, as of the last scheduling pass.
     """
 
-    def __init__(self, journal: Journal, seed: int = 0, debug: bool = False) -> None:
+    def __init__(self, journal: EventLog, seed: int = 0, debug: bool = False) -> None:
         self.journal = journal
         self.state: CellState = journal.replay()
         self.trace = PlanTrace()
