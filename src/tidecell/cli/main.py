@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "prio": ("tidecell.cli.jobs", "prio", "Change a job's priority"),
     "quota": ("tidecell.cli.quota", "quota", "Show or set what teams may use"),
     "machines": ("tidecell.cli.cell", "machines", "List machines"),
+    "sim": ("tidecell.cli.sim", "sim", "Run the cell in virtual time, on a trace or a snapshot"),
     "data": ("tidecell.cli.data", "data", "Prepare and inspect datasets"),
     "train": ("tidecell.cli.train", "train", "Pre-train a language model"),
     "tune": ("tidecell.cli.train", "tune", "Fine-tune a model"),

@@ -62,7 +62,7 @@ class Progress:
         was_moving = self.speed > 0
         del self.running[ref]
         self.version += 1
-        if was_moving and self.speed == 0:
+        if was_moving and self.speed == 0 and not self.is_done():
             self._go_back()
 
     def _go_back(self) -> None:

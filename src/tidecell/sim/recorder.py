@@ -109,6 +109,8 @@ class Recorder:
 
     def __call__(self, now_s: float, outcome: Outcome, state: CellState) -> None:
         """Take in one tick."""
+        if not outcome.events:
+            return
         self.series.advance(now_s)
         before = (self.series.used, self.series.capacity)
         for event in outcome.events:
@@ -116,6 +118,16 @@ class Recorder:
         self.num_events += len(outcome.events)
         if (self.series.used, self.series.capacity) != before or not self.series.points:
             self.series.note(now_s)
+
+    def close(self, until_s: float | None) -> None:
+        """End the record: at a given moment, or with the last thing that happened."""
+        if until_s is not None:
+            self.series.advance(until_s)
+
+    @property
+    def end_s(self) -> float:
+        """Until when the record goes."""
+        return self.series.last_s or 0.0
 
     def begin(self, state: CellState, now_s: float) -> None:
         """Take in what runs already when the simulation begins."""

@@ -120,7 +120,7 @@ def _round(value: float) -> float:
 def figures_of(world: World, recorder: Recorder, policy: str = "") -> Figures:
     """Return the figures of a world that has run."""
     records = list(recorder.jobs.values())
-    start_s, now_s = world.workload.start_s if world.start_s is None else world.start_s, world.clock.now_s
+    start_s, now_s = world.workload.start_s if world.start_s is None else world.start_s, recorder.end_s
     done = [r for r in records if r.finished_s is not None]
     waiting = [r for r in records if r.placed_s is None and r.finished_s is None]
     lost_s = math.fsum(p.lost_s for p in world.progress.values())

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tidecell.client.units import UnitError
 from tidecell.structs.errors import DataError, Mistake, SpecError
 
 MAX_MISTAKES = 20
@@ -144,9 +145,10 @@ class Rows:
         try:
             return parse(cell)
         except ValueError as error:
-            said = str(error)
-            self.mistake(i, name, f"{cell!r} {said}" if said.startswith("is ") else said)
-            return default
+            self.mistake(i, name, f"{cell!r} {error}")
+        except UnitError as error:
+            self.mistake(i, name, error.message, error.hint)
+        return default
 
     def mistake(self, i: int, name: str, message: str, hint: str = "") -> None:
         """Note what is wrong with one cell."""
