@@ -188,12 +188,12 @@ def test_a_file_that_is_no_database_is_moved_aside_whole(tmp_path: Path):
 def test_a_journal_of_a_newer_program_is_left_alone(tmp_path: Path):
     path = tmp_path / "j.db"
     fill(path)
-    edit(path, "UPDATE meta SET value = '2' WHERE key = 'format'")
+    edit(path, "UPDATE meta SET value = '99' WHERE key = 'format'")
     before = path.read_bytes()
     with pytest.raises(JournalError) as caught:
         Journal(path)
     assert caught.value.render() == (
-        f"error: the journal {path} has format 2; this program reads up to 1\n\n"
+        f"error: the journal {path} has format 99; this program reads up to 2\n\n"
         "hint: use the Tidecell version that wrote it, or a newer one"
     )
     assert path.read_bytes() == before

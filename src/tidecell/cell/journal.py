@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -26,8 +27,9 @@ from tidecell.cell.log import Record
 from tidecell.cell.state import CellState, apply, decode_state, encode_state
 from tidecell.structs.errors import JournalError, JournalFull
 from tidecell.structs.messages import AnyEvent, Event
+from tidecell.structs.resources import GPU
 
-FORMAT = 1
+FORMAT = 2  # 2: requests count thousandths of accelerators
 SNAPSHOT_EVERY = 5000  # events; replay reads some 50,000 a second
 _GENESIS = b"tidecell"
 # What SQLite answers for a damaged file; ERROR covers an unsupported file format and a garbled schema.
@@ -40,6 +42,9 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE TABLE IF NOT EXISTS snapshots (
   seq INTEGER PRIMARY KEY, chain BLOB NOT NULL, body BLOB NOT NULL, sum BLOB NOT NULL);
 """
+
+# Format 1 wrote whole accelerators into resource vectors; lists of devices had, and have, the same key.
+_WHOLE_ACCELERATORS = re.compile(rb'"accelerators":([0-9]+)')
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
@@ -75,6 +80,13 @@ def _follows(chain: bytes, row: tuple[Any, ...]) -> bool:
     seq, at_s, body, check = row
     right_types = isinstance(at_s, float) and isinstance(body, bytes) and isinstance(check, bytes)
     return right_types and _sum(chain, seq, at_s, body) == check
+
+
+def upgrade(body: bytes) -> bytes:
+    """Return a record or snapshot of any earlier format as the present one would have been written."""
+    if b'"accelerators":' not in body:
+        return body
+    return _WHOLE_ACCELERATORS.sub(lambda found: b'"gpu_millis":%d' % (int(found[1]) * GPU), body)
 
 
 class _Damaged(Exception):
@@ -166,6 +178,8 @@ class Journal:
                 f"the journal {self.path} has format {row[0]}; this program reads up to {FORMAT}",
                 "use the Tidecell version that wrote it, or a newer one",
             )
+        elif int(row[0]) < FORMAT:  # read through `upgrade`; earlier programs must not read what is added now
+            db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(FORMAT),))
 
     def _check_structure(self, db: sqlite3.Connection) -> None:
         """Let SQLite check its pages: a checksum of ours sees only what SQLite can still find."""
@@ -312,7 +326,7 @@ class Journal:
         for seq, chain, body, check in rows:
             if isinstance(chain, bytes) and _follows(chain, (seq, 0.0, body, check)):
                 with contextlib.suppress(msgspec.DecodeError):
-                    return decode_state(body)
+                    return decode_state(upgrade(body))
         return CellState()
 
     def records(self, after: int = 0, limit: int = -1) -> Iterator[Record]:
@@ -321,7 +335,7 @@ class Journal:
             "SELECT seq, at_s, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
         )
         for seq, at_s, body in rows:
-            yield Record(seq, at_s, _decoder.decode(body))
+            yield Record(seq, at_s, _decoder.decode(upgrade(body)))
 
 
 __all__ = ["FORMAT", "SNAPSHOT_EVERY", "Journal", "Record", "Repair"]

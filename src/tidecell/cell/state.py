@@ -370,7 +370,8 @@ def _task_placed(state: CellState, event: TaskPlaced, at_s: float) -> None:
         epoch=event.ref.epoch,
         machine=event.machine,
         accelerators=event.accelerators,
-        resources=event.resources,
+        # Journals of 0.1.0 do not say what was granted: it was what the job asks for.
+        resources=event.resources if event.resources != Resources() else job.spec.request(task.index),
         shape=event.shape,
         envelope=event.envelope,
         placed_s=at_s,
@@ -498,6 +499,10 @@ class _Stored(msgspec.Struct):
 def decode_state(body: bytes) -> CellState:
     """Return the state that ``encode_state`` wrote."""
     stored = msgspec.json.decode(body, type=_Stored)
+    for job in stored.jobs:
+        for task in job.tasks:
+            if task.active and task.resources == Resources():  # a snapshot of 0.1.0
+                task.resources = job.spec.request(task.index)
     return CellState(
         epoch=stored.epoch,
         seq=stored.seq,

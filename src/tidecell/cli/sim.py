@@ -18,8 +18,12 @@ from tidecell.structs.errors import DataError, TidecellError
 
 
 @click.command()
-@click.option("--trace", metavar="FILE", help="Jobs: CSV (plain or gzip) or Parquet; docs/sim.md has the formats.")
-@click.option("--machines", metavar="FILE", help="Machines: a file, or for example 250:cpu=64,memory=512GB,gpu=8.")
+@click.option(
+    "--trace", metavar="FILE", help="Jobs: CSV (plain or gzip) or Parquet; docs/sim.md has the formats."
+)
+@click.option(
+    "--machines", metavar="FILE", help="Machines: a file, or for example 250:cpu=64,memory=512GB,gpu=8."
+)
 @click.option("--format", "fmt", default="", help="Format of the trace (default: told from its columns).")
 @click.option("--variant", default="", help="Which variant or set, where the trace holds several.")
 @click.option("--load", metavar="FILE", help="Load on services over time, for their autoscalers.")
@@ -102,7 +106,7 @@ def run_trace(
     world.observers.append(recorder)
     world.open()
     world.run(world.workload.start_s + until_s if until_s else float("inf"))
-    recorder.close(world.clock.now_s if until_s else None)
+    recorder.close(world.workload.start_s + until_s if until_s else None)
     return figures_of(world, recorder)
 
 
@@ -111,11 +115,16 @@ def run_trace(
 
 def print_figures(figures: Figures) -> None:
     """Print the figures for people."""
-    out.print(f"{figures.source}: {figures.num_jobs} jobs on {figures.num_machines} machines, "
-              f"{span(figures.span_s)} of virtual time, seed {figures.seed}")
+    out.print(
+        f"{figures.source}: {figures.num_jobs} jobs on {figures.num_machines} machines, "
+        f"{span(figures.span_s)} of virtual time, seed {figures.seed}"
+    )
     facts = [
-        ("jobs", f"{figures.num_finished} finished, {figures.num_running} running, "
-                 f"{figures.num_waiting} waiting, {figures.num_refused} refused"),
+        (
+            "jobs",
+            f"{figures.num_finished} finished, {figures.num_running} running, "
+            f"{figures.num_waiting} waiting, {figures.num_refused} refused",
+        ),
         ("utilisation", _shares(figures)),
         ("evictions", f"{figures.evictions} tasks of {figures.evicted_jobs} jobs"),
         ("work lost", f"{span(figures.work_lost_s)}, {figures.work_lost_share:.2f} % of all work"),

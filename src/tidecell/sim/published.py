@@ -43,9 +43,7 @@ def read_openb_machines(table: Table) -> list[MachineSpec]:
     cpus, memories = rows.required("cpu_milli", whole(), 0), rows.required("memory_mib", whole(), 0)
     gpus, models = rows.read("gpu", whole(), 0), rows.read("model", text, "")
     rows.check()
-    return [
-        make_machine(names[i], cpus[i], memories[i] * MIB, gpus[i], models[i]) for i in range(len(table))
-    ]
+    return [make_machine(names[i], cpus[i], memories[i] * MIB, gpus[i], models[i]) for i in range(len(table))]
 
 
 def read_openb_jobs(table: Table, variant: str = "") -> tuple[list[SimJob], list[str]]:
@@ -55,7 +53,8 @@ def read_openb_jobs(table: Table, variant: str = "") -> tuple[list[SimJob], list
     missing = [n for n in ("creation_time", "deletion_time") if n not in table.names]
     if missing:
         raise DataError(
-            f"{table.source}: column '{missing[0]}' is missing; pods in time need creation_time and deletion_time",
+            f"{table.source}: column '{missing[0]}' is missing; "
+            "pods in time need creation_time and deletion_time",
             "without them pods are packed in order of arrival: --protocol packing",
         )
     rows = Rows(table)
@@ -63,8 +62,8 @@ def read_openb_jobs(table: Table, variant: str = "") -> tuple[list[SimJob], list
     counts, shares = rows.required("num_gpu", whole(), 0), rows.read("gpu_milli", whole(), 0)
     types = rows.read("gpu_spec", text, "")
     created = rows.read("creation_time", number(), 0.0)
-    began: list[float | None] = rows.read("scheduled_time", number(), None)  # type: ignore[arg-type]
-    deleted: list[float | None] = rows.read("deletion_time", number(), None)  # type: ignore[arg-type]
+    began: list[float | None] = rows.read("scheduled_time", number(), None)
+    deleted: list[float | None] = rows.read("deletion_time", number(), None)
     rows.check()
     names = unique_names([str(n) for n in table.columns["name"]], "pod")
     jobs = []
@@ -169,7 +168,7 @@ def read_dlrm(table: Table) -> tuple[list[SimJob], list[str]]:
     memories = rows.required("memory_request", number(), 0.0)
     created, deleted = rows.read("creation_time", number(), 0.0), table.columns.get("deletion_time", ())
     apps = rows.required("app_name", text, "")
-    ends: list[float | None] = rows.read("deletion_time", number(), None)  # type: ignore[arg-type]
+    ends: list[float | None] = rows.read("deletion_time", number(), None)
     rows.check()
     names = unique_names([str(n) for n in table.columns["instance_sn"]], "instance")
     jobs = [
@@ -196,6 +195,7 @@ def read_dlrm(table: Table) -> tuple[list[SimJob], list[str]]:
     notes = [
         "an instance without creation_time is there from the start",
         f"{blank} instances have no deletion_time and stay until the end",
-        "each instance is a production service of one replica; disk, rdma and max_instance_per_node are not simulated",
+        "each instance is a production service of one replica",
+        "disk, rdma and max_instance_per_node are not simulated",
     ]
     return sorted(jobs, key=lambda j: j.submit_s), notes

@@ -217,8 +217,8 @@ def read_machines(table: Table) -> tuple[list[MachineSpec], list[MachineChange]]
     cpus, memories = rows.read("cpu", parse_cpu, 0), rows.read("memory", parse_size, 0)
     gpus, types = rows.read("gpu", whole(0), 0), rows.read("gpu_type", text, "")
     gpu_memories = rows.read("gpu_memory", parse_size, 0)
-    attributes = rows.read("attributes", _attributes, {})
-    ups, downs = rows.read("up_s", number(), None), rows.read("down_s", number(), None)  # type: ignore[arg-type]
+    attributes: list[dict[str, str]] = rows.read("attributes", _attributes, {})
+    ups, downs = rows.read("up_s", number(), None), rows.read("down_s", number(), None)
     rows.check()
     machines: list[MachineSpec] = []
     changes: list[MachineChange] = []

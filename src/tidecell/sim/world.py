@@ -50,6 +50,8 @@ from tidecell.structs.messages import (
 
 FIRST_PORT = 20_000
 SCALE_EVERY_S = 5.0
+# The cell reads a moment of 0 as "never", so the time of a trace is moved away from it.
+ORIGIN_S = 1_000_000.0
 RETRY_S = 0.5  # how soon the cell looks again when a pass left something to do
 
 Happening = Callable[[], Input | None]
@@ -89,6 +91,7 @@ class World:
     """Everything around a runtime.
 
     Attributes:
+        start_s: When it begins; None: with the first submission, in the workload's own time.
         observers: Called after every tick with its time, its outcome and the state.
         refusals: Jobs that admission refused, with the error a user would have seen.
         progress: By uid, of every job that ever started or will.
@@ -105,7 +108,8 @@ class World:
     progress: dict[str, Progress] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        start_s = self.workload.start_s if self.start_s is None else self.start_s
+        self.offset_s = ORIGIN_S if self.start_s is None else 0.0
+        start_s = self.workload.start_s + self.offset_s if self.start_s is None else self.start_s
         self.clock: Clock[Happening] = Clock(start_s)
         self.runtime = Runtime(self.log, self.seed, self.debug)
         self.processes: dict[TaskRef, _Process] = {}
@@ -133,17 +137,18 @@ class World:
         self._tick([ControlStarted(), *(MachineSeen(m) for m in self.workload.machines)])
         self.expect(self.workload.jobs)
         for change in self.workload.changes:
-            self.clock.at(change.at_s, self._changing(change))
+            self.clock.at(change.at_s + self.offset_s, self._changing(change))
         for point in self.workload.load:
-            self.clock.at(point.at_s, self._loading(point))
+            self.clock.at(point.at_s + self.offset_s, self._loading(point))
 
     def expect(self, jobs: Iterable[SimJob]) -> None:
         """Let jobs be submitted when they are."""
         for job in jobs:
-            self.clock.at(job.submit_s, self._submitting(job))
+            self.clock.at(job.submit_s + self.offset_s, self._submitting(job))
 
     def run(self, until_s: float = math.inf) -> None:
-        """Let time pass until nothing more happens by itself, or until a moment."""
+        """Let time pass until nothing more happens by itself, or until a moment of the workload's time."""
+        until_s += self.offset_s
         while (next_s := self._next_s()) is not None and next_s <= until_s:
             batch_s = self.behaviour.batch_s
             now_s = min(math.ceil(next_s / batch_s) * batch_s, until_s) if batch_s else next_s
@@ -178,7 +183,7 @@ class World:
         self.num_ticks += 1
         for message, error in zip(inputs, outcome.errors, strict=True):
             if error is not None and isinstance(message, JobSubmitted):
-                self.refusals.append(Refusal(message.spec.name, now_s, error))
+                self.refusals.append(Refusal(message.spec.name, now_s - self.offset_s, error))
         for event in outcome.events:
             follow = _FOLLOW.get(type(event))
             if follow is not None:
@@ -188,7 +193,7 @@ class World:
         if self.runtime.dirty and outcome.events:
             self._wake_s = now_s + max(RETRY_S, self.behaviour.batch_s)
         for observe in self.observers:
-            observe(now_s, outcome, self.state)
+            observe(now_s - self.offset_s, outcome, self.state)
 
     def _tick_at(self, at_s: float) -> None:
         """Let the cell look at everything at a moment: a time limit, a deadline, the end of a back-off."""
@@ -204,7 +209,7 @@ class World:
         job = self._submitted.pop(event.spec.name, None) or SimJob(event.spec, self.clock.now_s, None)
         self.progress[event.uid] = Progress(job, event.uid, job.done_s, self.clock.now_s)
         if job.stop_s is not None:
-            self.clock.at(job.stop_s, lambda: self._stop_request(event.uid))
+            self.clock.at(job.stop_s + self.offset_s, lambda: self._stop_request(event.uid))
         if event.spec.scaling is not None:
             scaler = Autoscaler(event.spec.scaling, event.spec.replicas.min, event.spec.replicas.max)
             service = self._services.setdefault(event.spec.name, _Service(scaler))
@@ -290,11 +295,11 @@ class World:
         self.clock.at(now_s + SCALE_EVERY_S, lambda: self._scale(uid))
         ready = sum(1 for t in job.staying_tasks() if t.ready)
         wanted = service.scaler.observe(now_s, service.ongoing, ready, job.desired)
-        return DesiredProposed(uid, wanted.desired, wanted.why) if wanted.desired != job.desired else None
+        return DesiredProposed(uid, wanted.desired, wanted.reason) if wanted.desired != job.desired else None
 
     def _has_load_ahead(self) -> bool:
         last_s = self.workload.load[-1].at_s if self.workload.load else -math.inf
-        return self.clock.now_s <= last_s + 3600.0
+        return self.clock.now_s <= last_s + self.offset_s + 3600.0
 
     # --------------------------------------------------------------------------------- agents
 
