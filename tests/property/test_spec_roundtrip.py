@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from tidecell.client.schema import parse_data, parse_specs, spec_diff, spec_to_dict
 from tidecell.structs.errors import SpecError
 from tidecell.structs.job import (
+    Amount,
     Band,
     Checkpoint,
+    Disruptions,
     JobSpec,
     Kind,
     Preemption,
@@ -24,6 +26,7 @@ from tidecell.structs.job import (
     Retry,
     RetryOn,
     Scaling,
+    Update,
 )
 from tidecell.structs.resources import Resources
 from tidecell.structs.work import Array, grid_size
@@ -42,6 +45,29 @@ variables = st.dictionaries(
 def ranges(draw: st.DrawFn) -> Replicas:
     low = draw(st.integers(0, 9))
     return Replicas(low, draw(st.integers(max(1, low), 12)))
+
+
+amounts = st.one_of(
+    st.integers(0, 99).map(Amount), st.integers(0, 100).map(lambda n: Amount(n, percent=True))
+)
+
+
+@st.composite
+def updates(draw: st.DrawFn, service: bool) -> Update:
+    missing = draw(st.one_of(st.none(), amounts))
+    surge = draw(st.one_of(st.none(), amounts)) if service else None
+    if missing is not None and surge is not None and not missing.value:
+        surge = Amount(1)
+    healthy_after_s = draw(seconds)
+    return Update(
+        max_unavailable=missing,
+        max_surge=surge,
+        canary=draw(st.integers(0, 3)) if service else 0,
+        auto_revert=draw(st.booleans()),
+        healthy_after_s=healthy_after_s,
+        deadline_s=healthy_after_s + draw(seconds),
+        max_disruptions=draw(st.integers(0, 5)),
+    )
 
 
 @st.composite
@@ -99,6 +125,8 @@ def specs(draw: st.DrawFn) -> JobSpec:
         models=tuple(draw(st.lists(words, unique=True, max_size=2))) if service else (),
         labels=draw(variables),
         team=draw(st.sampled_from(["", "search"])),
+        update=draw(updates(service)),
+        disruptions=draw(st.one_of(st.none(), st.builds(Disruptions, amounts))),
         **{"replicas": replicas, **draw(work_of(service))},
     )
 
@@ -132,7 +160,21 @@ junk = st.recursive(
     max_leaves=8,
 )
 keys = st.sampled_from(
-    ["name", "run", "env", "resources", "replicas", "retry", "probes", "scaling", "after", "kind", "array"]
+    [
+        "name",
+        "run",
+        "env",
+        "resources",
+        "replicas",
+        "retry",
+        "probes",
+        "scaling",
+        "after",
+        "kind",
+        "array",
+        "update",
+        "disruptions",
+    ]
 )
 
 

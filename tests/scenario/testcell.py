@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tidecell.cell.invariants import check_state
@@ -19,6 +20,7 @@ from tidecell.structs.messages import (
     DesiredProposed,
     Event,
     Input,
+    JobChanged,
     JobStopRequested,
     JobSubmitted,
     ReplicaDrained,
@@ -36,6 +38,7 @@ class StoryCell:
     def __init__(self, cores: float = 2.0, machines: int = 1) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tc-story-"))
         self.scripts: dict[str, Script] = {}
+        self.script_for: Callable[[StartTask], Script] | None = None
         specs = [MachineSpec(f"m{i}", Resources(int(1000 * cores), 8 << 30)) for i in range(machines)]
         self.engine = FakeEngine(specs, self._script)
         self.now_s = 1000.0
@@ -45,6 +48,8 @@ class StoryCell:
         self.tell(ControlStarted(), *self.engine.attach())
 
     def _script(self, command: StartTask) -> Script:
+        if self.script_for is not None:
+            return self.script_for(command)
         return self.scripts.get(command.spec.name, Script())
 
     # ------------------------------------------------------------------------------- verbs
@@ -85,6 +90,10 @@ class StoryCell:
     def want(self, name: str, replicas: int) -> None:
         """Let the autoscaler want so many replicas."""
         self.tell(DesiredProposed(self[name].uid, replicas, "story"))
+
+    def scale(self, name: str, low: int, high: int) -> None:
+        """Change a job's replicas."""
+        self.tell(JobChanged(name, replicas=Replicas(low, high)))
 
     def stop(self, name: str) -> None:
         """Stop a job."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tidecell.cell.state import CellState
+from tidecell.cell.records import CellState, Job
 from tidecell.structs.errors import ConflictError, RefusedError
-from tidecell.structs.job import JobSpec, Reason, Replicas, RetryOn
+from tidecell.structs.job import JobSpec, Reason, Replicas, RetryOn, TaskState
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.resources import Resources, format_bytes, format_cpu
 
@@ -22,13 +22,39 @@ def check_admissible(state: CellState, spec: JobSpec) -> None:
             f"a job named '{spec.name}' is {known.state}",
             f"choose another name, or stop it first: tide stop {spec.name}",
         )
+    check_dependencies(state, spec)
+    check_capacity(state, spec, spec.replicas)
+
+
+def check_dependencies(state: CellState, spec: JobSpec) -> None:
+    """Raise RefusedError if a job comes after one that does not exist."""
     for name in spec.after:
         if state.find(name) is None:
             raise RefusedError(
                 f"job '{spec.name}' comes after '{name}', and no job of that name exists",
                 "submit it first, or take it out of `after`",
             )
-    check_capacity(state, spec, spec.replicas)
+
+
+def resolve_needs(state: CellState, spec: JobSpec, known: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the runs that ``after`` means, by name: those that are the newest now, or were ``known`` before.
+
+    A dependent waits for the run that was there when it was submitted; another of that name, submitted
+    later, is none of its business.
+    """
+    found = {name: (known or {}).get(name) or state.by_name.get(name, name) for name in spec.after}
+    return {name: uid for name, uid in found.items() if uid in state.jobs}
+
+
+def blocking(state: CellState, job: Job) -> list[tuple[str, Job]]:
+    """Return the runs that must succeed before this job starts and have not, with their names in ``after``.
+
+    A run that was forgotten had ended; had it failed, its dependents would have ended with it.
+    """
+    runs = ((name, state.jobs.get(job.needs.get(name, ""))) for name in job.spec.after)
+    if not job.needs:  # accepted by an earlier version of this program
+        runs = ((name, state.find(name)) for name in job.spec.after)
+    return [(name, run) for name, run in runs if run is not None and run.outcome is not TaskState.SUCCEEDED]
 
 
 def check_capacity(state: CellState, spec: JobSpec, replicas: Replicas) -> None:

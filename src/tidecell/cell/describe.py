@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tidecell.structs.lifecycle import (
+    DrainCancelled,
+    JobRevised,
+    MachineDrained,
+    MachineDraining,
+    RolloutAdvanced,
+    RolloutFinished,
+    RolloutHalted,
+    RolloutPromoted,
+    SlotClosed,
+    SlotOpened,
+)
 from tidecell.structs.messages import (
     CellOpened,
     ClaimDropped,
@@ -83,4 +95,20 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
         f"{e.claim.resources.describe()} on {e.claim.machine} held for replica {e.claim.index}"
     ),
     ClaimDropped: lambda e: f"capacity for replica {e.index} no longer held",
+    JobRevised: lambda e: f"version {e.version}" + _by(e.who) + (f": {e.why}" if e.why else ""),
+    RolloutPromoted: lambda e: "update promoted" + _by(e.who),
+    RolloutAdvanced: lambda e: f"{e.healthy} replicas of the new version are healthy",
+    RolloutHalted: lambda e: f"update halted: {e.message}",
+    RolloutFinished: lambda e: (
+        f"version {e.version} is everywhere" + (f" but for {e.skipped} skipped replicas" if e.skipped else "")
+    ),
+    SlotOpened: lambda e: f"one more replica is wanted for a while, at index {e.index}: {e.why}",
+    SlotClosed: lambda e: f"another replica stands in for the one at index {e.index}",
+    MachineDraining: lambda e: f"machine {e.name} is drained" + _by(e.who),
+    MachineDrained: lambda e: f"machine {e.name} holds no task any more",
+    DrainCancelled: lambda e: f"machine {e.name} takes work again" + _by(e.who),
 }
+
+
+def _by(who: str) -> str:
+    return f" by {who}" if who else ""

@@ -7,6 +7,8 @@ runtime applies the events and asks again until nothing follows.
 
 from __future__ import annotations
 
+from tidecell.cell.admission import blocking
+from tidecell.cell.rollout import advance
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.step import Decision, stop_command
 from tidecell.structs.job import Cause, TaskState
@@ -41,6 +43,8 @@ def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
     elif not job.active_tasks():
         decision.events.append(_finish(job))
         return decision
+    if job.rollout is not None and (events := advance(state, job, now_s)):
+        return Decision(list(events), touched={uid})
     _tell_leavers(state, job, now_s, decision)
     _stop_leavers(state, job, now_s, decision)
     return decision
@@ -50,7 +54,7 @@ def _drop_idle_claims(state: CellState, job: Job, decision: Decision) -> None:
     for claim_uid, index in list(state.claims):
         if claim_uid != job.uid:
             continue
-        wanted = job.live and job.stopping is None and index < min(job.desired, len(job.tasks))
+        wanted = job.live and job.stopping is None and index < len(job.tasks) and job.wants(index)
         claim = state.claims[claim_uid, index]
         machine = state.machines.get(claim.machine)
         here = machine is not None and machine.up
@@ -75,9 +79,8 @@ def _conclusion(state: CellState, job: Job, now_s: float) -> JobStopping | JobFi
         if done and (job.spec.is_elastic or done >= job.spec.replicas.min):
             return JobStopping(job.uid, TaskState.SUCCEEDED, Cause.COMPLETED)
     if not job.active_tasks():
-        for name in job.spec.after:
-            other = state.find(name)
-            if other is not None and other.outcome not in (None, TaskState.SUCCEEDED):
+        for name, other in blocking(state, job) if job.spec.after else ():
+            if other.outcome is not None:
                 text = f"comes after '{name}', which is {other.state}"
                 return JobFinished(job.uid, TaskState.CANCELLED, 1, text)
     return None
@@ -115,7 +118,7 @@ def _tell_leavers(state: CellState, job: Job, now_s: float, decision: Decision) 
     elif _gang_is_given_up(job, now_s):
         leavers, cause, size = staying, Cause.RESIZE, 0
     else:
-        leavers = [t for t in staying if t.index >= job.desired]
+        leavers = [t for t in staying if not job.wants(t.index)]
         cause, size = Cause.RESIZE, len(staying) - len(leavers)
     grace_s = job.spec.grace_period_s
     if stop is not None and stop.grace_s is not None:
@@ -141,8 +144,12 @@ def _gang_is_given_up(job: Job, now_s: float) -> bool:
     if not 0 < size < min(job.spec.replicas.min, job.desired) - job.num_succeeded:
         return False
     # Replicas that were never started are those of somebody's wish for more: no reason to stop what runs.
-    gone = [t for t in job.tasks[: job.desired] if t.state is TaskState.PENDING and t.ended_s]
+    gone = [t for t in job.open_tasks() if _is_missed(job, t)]
     return bool(gone) and all(now_s >= max(t.ended_s, t.not_before_s) + GANG_REPAIR_S for t in gone)
+
+
+def _is_missed(job: Job, task: Task) -> bool:
+    return task.state is TaskState.PENDING and task.ended_s > 0 and job.wants(task.index)
 
 
 def _stop_leavers(state: CellState, job: Job, now_s: float, decision: Decision) -> None:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from tidecell.cell.admission import blocking
 from tidecell.cell.invariants import check_event, check_state
 from tidecell.cell.log import EventLog
 from tidecell.cell.reconcile import reconcile
@@ -132,7 +133,8 @@ class Runtime:
                 waiting.extend(self._dependents(self.state.jobs[uid]))
 
     def _dependents(self, job: Job) -> list[str]:
-        return [other.uid for other in self.state.live_jobs() if job.spec.name in other.spec.after]
+        waiting = (other for other in self.state.live_jobs() if other.spec.after)
+        return [o.uid for o in waiting if any(run.uid == job.uid for _, run in blocking(self.state, o))]
 
     def _plan(self, now_s: float, outcome: Outcome) -> None:
         """Schedule, and take the plan in as any other input."""
@@ -161,5 +163,5 @@ class Runtime:
             for job in self.state.live_jobs()
             if job.stopping is None
             for t in job.open_tasks()
-            if t.index < job.desired
+            if job.wants(t.index)
         )

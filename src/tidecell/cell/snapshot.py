@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tidecell.cell.admission import blocking
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
 from tidecell.structs.job import TaskState
@@ -17,9 +18,7 @@ def take_snapshot(state: CellState, now_s: float) -> Snapshot:
 
 def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
     tasks = tuple(_task_view(t) for t in job.open_tasks() if t.active or _waits(job, t))
-    blocked = tuple(
-        name for name in job.spec.after if (o := state.find(name)) and o.outcome is not TaskState.SUCCEEDED
-    )
+    blocked = tuple(name for name, _ in blocking(state, job)) if job.spec.after else ()
     limit_s = job.spec.max_duration_s
     ends_by_s = (job.started_s or now_s) + limit_s if limit_s else 0.0
     return JobView(
@@ -39,7 +38,7 @@ def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
 
 
 def _waits(job: Job, task: Task) -> bool:
-    return task.state is TaskState.PENDING and task.index < job.desired and job.stopping is None
+    return task.state is TaskState.PENDING and job.wants(task.index) and job.stopping is None
 
 
 def _task_view(task: Task) -> TaskView:

@@ -7,16 +7,16 @@ and belong to this module; everything else reads them.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import deque
 from typing import Any
 
 import msgspec
 
+from tidecell.cell.records import CellState, Drain, Job, Machine, Notice, Rollout, Task, Version
+from tidecell.cell.revisions import LIFECYCLE_APPLY
+from tidecell.cell.slots import LOOKAHEAD, open_items, resize, set_desired, trim
 from tidecell.structs.errors import InvariantError
-from tidecell.structs.job import ACTIVE, TERMINAL, TRANSITIONS, Cause, JobSpec, TaskState
-from tidecell.structs.machine import MachineSpec
+from tidecell.structs.job import ACTIVE, TERMINAL, TRANSITIONS, Cause, TaskState
 from tidecell.structs.messages import (
     CellOpened,
     Claim,
@@ -45,156 +45,6 @@ from tidecell.structs.tenant import Policy
 
 MAX_FINISHED = 2000  # finished runs kept in memory and in snapshots; the journal keeps all
 STORY_LENGTH = 12
-LOOKAHEAD = 256  # items of an array that wait openly; the others wait behind them, unseen
-
-
-@dataclass
-class Notice:
-    """Why a task was told to leave, for whom and until when."""
-
-    cause: Cause
-    deadline_s: float
-    given_s: float
-    new_size: int = 0
-    by: str = ""
-    stopping: bool = False  # the process itself was asked to end (a draining replica: not yet)
-
-
-@dataclass
-class Task:
-    """One replica of a job and its present start."""
-
-    index: int
-    state: TaskState = TaskState.PENDING
-    attempt: int = 0
-    epoch: int = 0
-    machine: str = ""
-    accelerators: tuple[int, ...] = ()
-    resources: Resources = field(default_factory=Resources)  # granted at its placement
-    shape: int = 0
-    envelope: str = ""
-    pid: int = 0
-    port: int = 0
-    ready: bool = False
-    placed_s: float = 0.0
-    started_s: float = 0.0
-    ended_s: float = 0.0
-    notice: Notice | None = None
-    exit_code: int | None = None
-    message: str = ""
-    failures: int = 0
-    not_before_s: float = 0.0
-    last_cause: Cause | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether it holds resources on a machine."""
-        return self.state in ACTIVE
-
-
-@dataclass
-class Job:
-    """One run of a job."""
-
-    uid: str
-    spec: JobSpec
-    submitted_s: float
-    desired: int
-    tasks: list[Task] = field(default_factory=list)
-    started_s: float = 0.0
-    finished_s: float = 0.0
-    stopping: JobStopping | None = None
-    outcome: TaskState | None = None
-    exit_code: int = 0
-    message: str = ""
-    desired_why: str = ""
-    story: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Index the tasks: those without an end, and how the others ended."""
-        self.open = {t.index: None for t in self.tasks if t.state not in TERMINAL}
-        self.ended = Counter(t.state for t in self.tasks if t.state in TERMINAL)
-        self.num_active = sum(1 for t in self.tasks if t.active)
-
-    @property
-    def state(self) -> TaskState:
-        """The job's state, read off its tasks."""
-        if self.outcome is not None:
-            return self.outcome
-        states = {t.state for t in self.open_tasks()}
-        for state in (TaskState.RUNNING, TaskState.RESIZING, TaskState.STARTING):
-            if state in states:
-                return state
-        return TaskState.PENDING
-
-    @property
-    def live(self) -> bool:
-        """Whether it has no outcome yet."""
-        return self.outcome is None
-
-    def open_tasks(self) -> list[Task]:
-        """Return the tasks that have not ended for good, in order; of a large array these are few."""
-        return [self.tasks[i] for i in self.open]
-
-    def active_tasks(self) -> list[Task]:
-        """Return the tasks that hold resources."""
-        return [t for t in self.open_tasks() if t.active]
-
-    def staying_tasks(self) -> list[Task]:
-        """Return the active tasks that were not told to leave."""
-        return [t for t in self.open_tasks() if t.active and t.notice is None]
-
-    @property
-    def num_succeeded(self) -> int:
-        """How many tasks have done their work."""
-        return self.ended[TaskState.SUCCEEDED]
-
-
-@dataclass
-class Machine:
-    """A machine of the cell and the last thing we have journaled from its agent."""
-
-    spec: MachineSpec
-    up: bool = True
-    agent_seq: int = 0
-
-
-@dataclass
-class CellState:
-    """Everything the cell knows. Rebuilt from the journal; changed by ``apply`` alone."""
-
-    epoch: int = 0
-    seq: int = 0
-    machines: dict[str, Machine] = field(default_factory=dict)
-    jobs: dict[str, Job] = field(default_factory=dict)
-    by_name: dict[str, str] = field(default_factory=dict)  # name -> uid of its newest run
-    counters: dict[str, int] = field(default_factory=dict)  # name -> number of its newest run
-    claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
-    live_uids: dict[str, None] = field(default_factory=dict)  # insertion-ordered set
-    finished_uids: deque[str] = field(default_factory=deque)
-    policy: Policy | None = None
-
-    def live_jobs(self) -> Iterator[Job]:
-        """Yield jobs without an outcome, oldest first."""
-        for uid in self.live_uids:
-            yield self.jobs[uid]
-
-    def find(self, name: str) -> Job | None:
-        """Return the newest run of that name, or the run of that uid."""
-        uid = self.by_name.get(name, name)
-        return self.jobs.get(uid)
-
-    def task(self, ref: TaskRef) -> Task | None:
-        """Return the task if this very start of it is the present one."""
-        job = self.jobs.get(ref.uid)
-        if job is None or not 0 <= ref.index < len(job.tasks):
-            return None
-        task = job.tasks[ref.index]
-        return task if task.epoch == ref.epoch else None
-
-    def ref(self, job: Job, task: Task) -> TaskRef:
-        """Return the reference of a task's present start."""
-        return TaskRef(job.uid, task.index, task.epoch)
 
 
 def apply(state: CellState, event: Event, at_s: float) -> None:
@@ -237,21 +87,6 @@ def _move(job: Job, task: Task, to: TaskState) -> None:
         job.ended[to] += 1
 
 
-def _open_items(job: Job) -> None:
-    """Let the next items of an array wait openly: as many as may run at once, but few that only wait.
-
-    So a pass over the cell costs what runs and could start, not what the array holds.
-    """
-    array = job.spec.array
-    if array is None:
-        return
-    most = min(job.spec.replicas.max, job.num_active + LOOKAHEAD)
-    while len(job.tasks) < array.count and len(job.open) < most:
-        job.open[len(job.tasks)] = None
-        job.tasks.append(Task(len(job.tasks)))
-    job.desired = len(job.tasks)
-
-
 def _tell(job: Job, text: str, at_s: float) -> None:
     job.story.append(f"{at_s:.3f} {text}")
     del job.story[:-STORY_LENGTH]
@@ -281,8 +116,9 @@ def _job_accepted(state: CellState, event: JobAccepted, at_s: float) -> None:
     spec = event.spec
     desired = spec.replicas.min if spec.scaling is not None else spec.replicas.max
     count = 0 if spec.array is not None else spec.replicas.max
-    job = Job(event.uid, spec, at_s, desired, [Task(i) for i in range(count)])
-    _open_items(job)
+    tasks = [Task(i) for i in range(count)]
+    job = Job(event.uid, spec, at_s, desired, tasks, needs=event.needs, who=event.who)
+    open_items(job)
     state.jobs[event.uid] = job
     state.by_name[spec.name] = event.uid
     state.counters[spec.name] = state.counters.get(spec.name, 0) + 1
@@ -294,29 +130,11 @@ def _job_rescaled(state: CellState, event: JobRescaled, at_s: float) -> None:
     job = _job(state, event.uid)
     job.spec = msgspec.structs.replace(job.spec, replicas=event.replicas)
     if job.spec.array is not None:
-        _open_items(job)
+        open_items(job)
         _tell(job, f"parallel {event.replicas.max}", at_s)
         return
-    for index in range(len(job.tasks), event.replicas.max):
-        job.open[index] = None
-        job.tasks.append(Task(index))
-    elastic = job.spec.scaling is None
-    wanted = event.replicas.max if elastic else job.desired
-    job.desired = max(event.replicas.min, min(event.replicas.max, wanted))
-    _trim(job)
+    resize(job)
     _tell(job, f"replicas {event.replicas}", at_s)
-
-
-def _trim(job: Job) -> None:
-    """Forget tasks above the maximum, from the end, once they hold nothing."""
-    if job.spec.array is not None:
-        return
-    while len(job.tasks) > job.spec.replicas.max and not job.tasks[-1].active:
-        task = job.tasks.pop()
-        if task.index in job.open:
-            del job.open[task.index]
-        else:
-            job.ended[task.state] -= 1
 
 
 def _job_reprioritized(state: CellState, event: JobReprioritized, at_s: float) -> None:
@@ -327,7 +145,8 @@ def _job_reprioritized(state: CellState, event: JobReprioritized, at_s: float) -
 
 def _job_desired(state: CellState, event: JobDesired, at_s: float) -> None:
     job = _job(state, event.uid)
-    job.desired, job.desired_why = event.desired, event.why
+    set_desired(job, event.desired)
+    job.desired_why = event.why
     _tell(job, f"desired {event.desired}", at_s)
 
 
@@ -377,8 +196,11 @@ def _task_placed(state: CellState, event: TaskPlaced, at_s: float) -> None:
         placed_s=at_s,
         failures=task.failures,
         last_cause=task.last_cause,
+        program=job.program,
     )
-    _open_items(job)
+    open_items(job)
+    if job.rollout is not None and job.program == job.rollout.program:
+        job.rollout.trying_s = job.rollout.trying_s or at_s
     _tell(job, f"{task.index} placed on {event.machine} (attempt {event.attempt})", at_s)
 
 
@@ -388,14 +210,15 @@ def _task_started(state: CellState, event: TaskStarted, at_s: float) -> None:
         _move(job, task, TaskState.RUNNING)
     task.pid, task.port, task.started_s = event.pid, event.port, at_s
     job.started_s = job.started_s or at_s
-    task.ready = task.ready or not job.spec.is_service
+    if not job.spec.is_service and not task.ready:
+        task.ready, task.ready_s = True, at_s
     _ack(state, event.machine, event.agent_seq)
     _tell(job, f"{task.index} started", at_s)
 
 
 def _task_readiness(state: CellState, event: TaskReadiness, at_s: float) -> None:
     job, task = _task(state, event.ref)
-    task.ready = event.ready
+    task.ready, task.ready_s = event.ready, at_s
     _tell(job, f"{task.index} {'ready' if event.ready else 'not ready'}", at_s)
 
 
@@ -403,6 +226,8 @@ def _task_noticed(state: CellState, event: TaskNoticed, at_s: float) -> None:
     job, task = _task(state, event.ref)
     _move(job, task, TaskState.RESIZING)
     task.notice = Notice(event.cause, event.deadline_s, at_s, event.new_size, event.by)
+    if event.cause is Cause.UPDATE and job.rollout is not None:
+        job.rollout.disrupted += 1
     _tell(job, f"{task.index} told to leave: {event.cause} {event.by}".rstrip(), at_s)
 
 
@@ -422,8 +247,8 @@ def _task_ended(state: CellState, event: TaskEnded, at_s: float) -> None:
     task.failures = event.failures
     task.not_before_s = event.not_before_s
     _ack(state, event.machine, event.agent_seq)
-    _trim(job)
-    _open_items(job)
+    trim(job)
+    open_items(job)
     what = f"{task.index} ended ({event.exit_code})"
     _tell(job, f"{what} {event.cause or ''} -> {event.then}", at_s)
 
@@ -461,6 +286,7 @@ _APPLY: dict[type[Event], Any] = {
     TaskEnded: _task_ended,
     Claimed: _claimed,
     ClaimDropped: _claim_dropped,
+    **LIFECYCLE_APPLY,
 }
 
 
@@ -475,6 +301,7 @@ def encode_state(state: CellState) -> bytes:
             "by_name": state.by_name,
             "counters": state.counters,
             "claims": list(state.claims.values()),
+            "drains": state.drains,
             "live": list(state.live_uids),
             "finished": list(state.finished_uids),
             "policy": state.policy,
@@ -494,6 +321,7 @@ class _Stored(msgspec.Struct):
     live: list[str]
     finished: list[str]
     policy: Policy | None = None
+    drains: dict[str, Drain] = {}
 
 
 def decode_state(body: bytes) -> CellState:
@@ -511,6 +339,7 @@ def decode_state(body: bytes) -> CellState:
         by_name=stored.by_name,
         counters=stored.counters,
         claims={(c.uid, c.index): c for c in stored.claims},
+        drains=stored.drains,
         live_uids=dict.fromkeys(stored.live),
         finished_uids=deque(stored.finished),
         policy=stored.policy,
@@ -519,12 +348,16 @@ def decode_state(body: bytes) -> CellState:
 
 __all__ = [
     "ACTIVE",
+    "LOOKAHEAD",
     "TERMINAL",
     "CellState",
+    "Drain",
     "Job",
     "Machine",
     "Notice",
+    "Rollout",
     "Task",
+    "Version",
     "apply",
     "decode_state",
     "encode_state",

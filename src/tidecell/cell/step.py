@@ -13,12 +13,19 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tidecell.cell.admission import check_admissible, check_capacity
+from tidecell.cell.admission import check_admissible, check_capacity, resolve_needs
 from tidecell.cell.quota import begin_periods, check_priority, check_quota
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.verify import verify_plan
+from tidecell.cell.versions import earlier, restored, revise, spec_of
 from tidecell.structs.errors import ConflictError, NotFoundError, RefusedError
-from tidecell.structs.job import Cause, Replicas, RetryOn, TaskState
+from tidecell.structs.job import Cause, JobSpec, Replicas, RetryOn, TaskState
+from tidecell.structs.lifecycle import (
+    PromoteRequested,
+    RollbackRequested,
+    RolloutPromoted,
+    SpecChanged,
+)
 from tidecell.structs.messages import (
     CellOpened,
     Command,
@@ -98,7 +105,8 @@ def _submitted(state: CellState, message: JobSubmitted, now_s: float) -> Decisio
     check_quota(state, message.spec, now_s)
     number = state.counters.get(message.spec.name, 0) + 1
     uid = f"{message.spec.name}.{number}"
-    return Decision([JobAccepted(uid, message.spec)], touched={uid})
+    needs = resolve_needs(state, message.spec)
+    return Decision([JobAccepted(uid, message.spec, needs, message.who)], touched={uid})
 
 
 def _live(state: CellState, name: str) -> Job:
@@ -111,9 +119,7 @@ def _live(state: CellState, name: str) -> Job:
 
 
 def _changed(state: CellState, message: JobChanged, now_s: float) -> Decision:
-    job = _live(state, message.name)
-    if job.stopping is not None:
-        raise ConflictError(f"job '{message.name}' is stopping ({job.stopping.cause})")
+    job = _changeable(state, message.name)
     events: list[Event] = []
     if message.replicas is not None and job.spec.array is not None:  # of an array only the most counts
         message = msgspec.structs.replace(message, replicas=Replicas(0, message.replicas.max))
@@ -130,6 +136,48 @@ def _changed(state: CellState, message: JobChanged, now_s: float) -> Decision:
         check_priority(state, job, message.priority, now_s)
         events.append(JobReprioritized(job.uid, message.priority))
     return Decision(events, touched={job.uid})
+
+
+def _changeable(state: CellState, name: str) -> Job:
+    job = _live(state, name)
+    if job.stopping is not None:
+        raise ConflictError(f"job '{name}' is stopping ({job.stopping.cause})")
+    return job
+
+
+def _spec_changed(state: CellState, message: SpecChanged, now_s: float) -> Decision:
+    job = _changeable(state, message.spec.name)
+    _check_revised(state, job, message.spec, now_s)
+    event = revise(state, job, message.spec, message.who)
+    return Decision([event] if event is not None else [], touched={job.uid})
+
+
+def _check_revised(state: CellState, job: Job, spec: JobSpec, now_s: float) -> None:
+    """Raise RefusedError if the team's quota does not cover what the job would be."""
+    check_quota(state, spec, now_s)
+    check_priority(state, job, spec.priority, now_s)
+
+
+def _rollback(state: CellState, message: RollbackRequested, now_s: float) -> Decision:
+    job = _changeable(state, message.name)
+    version = earlier(job, message.version)
+    why = f"rollback to version {version.number}"
+    spec = restored(job, version)
+    _check_revised(state, job, spec, now_s)
+    event = revise(state, job, spec, message.who, why, proven=version.stable)
+    return Decision([event] if event is not None else [], touched={job.uid})
+
+
+def _promote(state: CellState, message: PromoteRequested, now_s: float) -> Decision:
+    job = _changeable(state, message.name)
+    rollout = job.rollout
+    if rollout is None:
+        raise ConflictError(
+            f"job '{message.name}' has no update under way", f"tide history {message.name} shows its versions"
+        )
+    if rollout.promoted and not rollout.halted:
+        raise ConflictError(f"the update of job '{message.name}' goes on already")
+    return Decision([RolloutPromoted(job.uid, message.who)], touched={job.uid})
 
 
 def _stop_requested(state: CellState, message: JobStopRequested, now_s: float) -> Decision:
@@ -192,7 +240,8 @@ def _touch(decision: Decision, uid: str) -> None:
 def start_command(job: Job, task: Task, ref: TaskRef) -> StartTask:
     """Return the command that starts a placed task; sending it twice does no harm."""
     size = 1 if job.spec.array is not None else len(job.staying_tasks())
-    return StartTask(ref, task.machine, task.attempt, job.spec, task.accelerators, size, task.resources)
+    spec = spec_of(job, task)
+    return StartTask(ref, task.machine, task.attempt, spec, task.accelerators, size, task.resources)
 
 
 def stop_command(job: Job, task: Task, ref: TaskRef, now_s: float) -> StopTask:
@@ -246,12 +295,15 @@ def _ended(state: CellState, job: Job, task: Task, down: TaskDown, now_s: float)
     if job.stopping is not None:
         then = TaskState.SUCCEEDED if _clean_end(job, down) else _STOPPED_AS[job.stopping.cause]
     elif task.notice is not None and not down.completed:
-        pass  # left as told: runs again when there is room
+        # Left as told: runs again when there is room. A new version starts with a clean slate.
+        failures = 0 if task.notice.cause is Cause.UPDATE else failures
     elif down.exit_code == 0 and not down.error and not down.lost and not job.spec.is_service:
         then = TaskState.SUCCEEDED
     else:
         failures += 1
-        if _may_retry(job, down, failures):
+        if _is_on_trial(job, task) and not job.spec.is_service:
+            failures = max(failures, job.spec.retry.max + 1)  # given up: the job goes back to what ran before
+        elif _may_retry(job, down, failures):
             not_before_s = now_s + min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (failures - 1))
         else:
             then = TaskState.FAILED
@@ -274,10 +326,16 @@ def _clean_end(job: Job, down: TaskDown) -> bool:
     return finished_work or (job.stopping is not None and job.stopping.cause is Cause.COMPLETED)
 
 
+def _is_on_trial(job: Job, task: Task) -> bool:
+    """Whether this start shows if a new version is any good, and there is one to go back to."""
+    rollout = job.rollout
+    return rollout is not None and task.program == rollout.program and rollout.revert_to > 0
+
+
 def _may_retry(job: Job, down: TaskDown, failures: int) -> bool:
     """Services come back always; jobs as their retry policy says."""
-    if job.spec.is_service and not down.error:
-        return True
+    if job.spec.is_service and (not down.error or job.rollout is not None):
+        return True  # a version that cannot start ends its update, not the service
     interrupted = down.lost or (down.exit_code == -9 and not down.out_of_memory)
     cause = RetryOn.INTERRUPTION if interrupted else RetryOn.ERROR
     return cause in job.spec.retry.on and failures <= job.spec.retry.max
@@ -361,6 +419,9 @@ _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
     PlanProposed: _plan,
     PolicyProposed: _policy,
     Tick: _tick,
+    SpecChanged: _spec_changed,
+    RollbackRequested: _rollback,
+    PromoteRequested: _promote,
 }
 
 __all__ = ["Decision", "start_command", "step", "stop_command"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from tidecell.cell.admission import blocking
 from tidecell.cell.quota import gate_of, view_of
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.usage import MachineUse, held_for_others, machine_use
@@ -84,13 +85,15 @@ def _array_is_full(job: Job, out: Verified) -> bool:
 
 
 def _pending_and_wanted(job: Job, index: int) -> Task | None:
-    if not job.live or job.stopping is not None or index >= min(job.desired, len(job.tasks)):
+    if not job.live or job.stopping is not None or index >= len(job.tasks) or not job.wants(index):
         return None
     task = job.tasks[index]
     return task if task.state is TaskState.PENDING else None
 
 
 def _gang_holds(state: CellState, job: Job, group: list[Placement], use: dict[str, MachineUse]) -> bool:
+    if job.spec.after and blocking(state, job):
+        return False
     if len(job.staying_tasks()) + job.num_succeeded + len(group) < min(job.spec.replicas.min, job.desired):
         return False
     if len({placement.index for placement in group}) < len(group):

@@ -162,6 +162,10 @@ def _print_job(job: JobStatus) -> None:
         facts.append(("labels", ", ".join(f"{k}={v}" for k, v in job.labels.items())))
     if job.models:
         facts.append(("models", ", ".join(job.models)))
+    if job.version > 1:
+        facts.append(("version", f"{job.version} (tide history {job.name})"))
+    if job.update is not None:
+        facts.append(("update", job.update.text))
     if job.desired_why:
         facts.append(("scaled", job.desired_why))
     if text := waits_text(job):

@@ -100,6 +100,8 @@ def waits_text(job: JobStatus) -> str:
     parts = []
     if job.last_event:
         parts.append(job.last_event)
+    if job.update is not None:
+        parts.append(f"update to version {job.update.version}: {job.update.phase}, {job.update.old} old left")
     if job.waiting is not None:
         tokens = " · ".join(r.value for r in job.waiting.reasons)
         growth = "" if job.running < job.replicas.min else "for more: "

@@ -9,13 +9,10 @@ import click
 
 from tidecell.cli.show import err, out, print_json, state_text
 from tidecell.client.client import Client
-from tidecell.client.schema import parse_specs, spec_diff
+from tidecell.client.schema import parse_specs
 from tidecell.client.views import JobStatus
-from tidecell.structs.errors import ConflictError, NotFoundError, TidecellError
+from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import JobSpec
-
-# What may change on a live job without starting it again.
-IN_PLACE = ("replicas", "priority")
 
 
 def read_specs(path: str) -> list[JobSpec]:
@@ -60,46 +57,20 @@ def apply(path: str, yes: bool, as_json: bool) -> None:
 
     specs = read_specs(path)
     with Client.from_home() as client:
-        live = {spec.name: _live(client, spec.name) for spec in specs}
-        for spec in specs:
-            _refuse_restart(spec, live[spec.name])
+        view = client.plan(specs)
         if not as_json:
-            click.echo(render_plan(client.plan(specs)))
+            click.echo(render_plan(view))
         if not yes and not click.confirm("apply?", default=True, err=True):
             raise click.exceptions.Exit(1)
-        done = [_apply_one(client, spec, live[spec.name]) for spec in specs]
+        done = [client.apply(spec) for spec in specs]
     if as_json:
         print_json(done)
         return
     for job in done:
-        out.print(f"{job.name}  ", state_text(job.state), f"  {job.message}".rstrip())
+        out.print(f"{job.name}  ", state_text(job.state), f"  {_text(job)}".rstrip())
     err.print(f"follow: tide ps -w     tide logs -f {done[0].name}" if done else "the file has no jobs")
 
 
-def _live(client: Client, name: str) -> JobSpec | None:
-    try:
-        return None if client.job(name).done else client.spec(name)
-    except NotFoundError:
-        return None
-
-
-def _refuse_restart(spec: JobSpec, known: JobSpec | None) -> None:
-    """Refuse changes that would need another start, before anything of the file is done."""
-    if known is None:
-        return
-    others = [line for line in spec_diff(known, spec) if not line.startswith(IN_PLACE)]
-    if others:
-        raise ConflictError(
-            f"job '{spec.name}' runs, and this cannot change while it does: {'; '.join(others)}",
-            f"stop it first (tide stop {spec.name}), or give the new one another name",
-        )
-
-
-def _apply_one(client: Client, spec: JobSpec, known: JobSpec | None) -> JobStatus:
-    if known is None:
-        return client.submit(spec)
-    replicas = spec.replicas if spec.replicas != known.replicas else None
-    priority = spec.priority if spec.priority != known.priority else None
-    if replicas is None and priority is None:
-        return client.job(spec.name)
-    return client.change(spec.name, replicas, priority)
+def _text(job: JobStatus) -> str:
+    """Say where an update stands, or what a job waits for."""
+    return job.update.text if job.update is not None else job.message

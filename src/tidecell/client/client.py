@@ -27,8 +27,10 @@ from tidecell.client.views import (
     NewUser,
     PlanView,
     Report,
+    RollbackBody,
     Sample,
     UserView,
+    VersionView,
     WhyView,
 )
 from tidecell.structs.errors import (
@@ -220,6 +222,33 @@ class Client:
         body = {"replicas": replicas, "priority": priority}
         raw = self._call("PATCH", f"/v1/jobs/{name}", {k: v for k, v in body.items() if v is not None})
         return msgspec.json.decode(raw, type=JobStatus)
+
+    def apply(self, spec: JobSpec) -> JobStatus:
+        """Create a job, or give the live one of that name this spec: in place, or as a rolling update.
+
+        Raises:
+            RefusedError, ConflictError: The cell does not take it.
+        """
+        try:
+            if self.job(spec.name).done:
+                return self.submit(spec)
+        except NotFoundError:
+            return self.submit(spec)
+        raw = self._call("PUT", f"/v1/jobs/{spec.name}", spec)
+        return msgspec.json.decode(raw, type=JobStatus)
+
+    def history(self, name: str) -> list[VersionView]:
+        """Return a job's versions, oldest first."""
+        return self._list(f"/v1/jobs/{name}/history", VersionView)
+
+    def rollback(self, name: str, version: int = 0) -> JobStatus:
+        """Bring an earlier version back; 0: the last healthy one before the newest."""
+        raw = self._call("POST", f"/v1/jobs/{name}/rollback", RollbackBody(version))
+        return msgspec.json.decode(raw, type=JobStatus)
+
+    def promote(self, name: str) -> JobStatus:
+        """Let an update go on from its canaries, or from where it halted."""
+        return msgspec.json.decode(self._call("POST", f"/v1/jobs/{name}/promote"), type=JobStatus)
 
     def scale(self, name: str, min_replicas: int, max_replicas: int | None = None) -> JobStatus:
         """Set a job's replicas."""

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tidecell.client.document import Node, read_data, read_text
+from tidecell.client.schema_lifecycle import read_disruptions, read_update
 from tidecell.client.schema_work import read_array, work_rules
 from tidecell.client.section import (
     NAME_HINT,
@@ -169,6 +170,8 @@ class _SpecReader:
             models=top.take("models", models, ()),
             labels=self._mapping("labels", check=False),
             team=top.take("team", name_of, ""),
+            update=read_update(top, service),
+            disruptions=read_disruptions(top),
         )
         self._rules(spec)
         return self._with_model(spec)

@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from tidecell.client.units import format_duration, format_gpu, format_size
-from tidecell.structs.job import Band, JobSpec, Kind, Preemption, Priority, Probes, Replicas, Retry, Scaling
+from tidecell.structs.job import (
+    Amount,
+    Band,
+    JobSpec,
+    Kind,
+    Preemption,
+    Priority,
+    Probes,
+    Replicas,
+    Retry,
+    Scaling,
+    Update,
+)
 from tidecell.structs.resources import Resources
 from tidecell.structs.work import Array
 
@@ -72,6 +84,9 @@ def _full(spec: JobSpec) -> dict[str, Any]:
         out["scaling"] = _scaling(spec.scaling)
     if spec.array is not None:
         out |= {"array": _array(spec.array, spec.replicas.max)}
+    out["update"] = _update(spec.update)
+    if spec.disruptions is not None:
+        out["disruptions"] = {"max_unavailable": _amount(spec.disruptions.max_unavailable)}
     return {**out, "models": list(spec.models), "labels": dict(spec.labels), "team": spec.team}
 
 
@@ -116,6 +131,26 @@ def _scaling(scaling: Scaling) -> dict[str, Any]:
         "up_delay": format_duration(scaling.up_delay_s),
         "down_delay": format_duration(scaling.down_delay_s),
     }
+
+
+def _update(update: Update) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if update.max_unavailable is not None:
+        out["max_unavailable"] = _amount(update.max_unavailable)
+    if update.max_surge is not None:
+        out["max_surge"] = _amount(update.max_surge)
+    return {
+        **out,
+        "canary": update.canary,
+        "auto_revert": update.auto_revert,
+        "healthy_after": format_duration(update.healthy_after_s),
+        "deadline": format_duration(update.deadline_s),
+        "max_disruptions": update.max_disruptions,
+    }
+
+
+def _amount(amount: Amount) -> int | str:
+    return str(amount) if amount.percent else amount.value
 
 
 def _flat(full: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,49 @@ class TaskStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     cpu_millis: int = 0
     memory_bytes: int = 0
     accelerators: tuple[int, ...] = ()
+    version: int = 1
+
+
+class UpdateStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A new version on its way to all replicas.
+
+    Attributes:
+        phase: ``canary`` (its canaries start, or wait for ``tide promote``), ``rolling`` or ``halted``.
+        healthy: Replicas of the new version that have been ready for long enough.
+        old: Replicas that still run an older one.
+        text: Where it stands, in words.
+    """
+
+    version: int
+    phase: str
+    healthy: int
+    old: int
+    text: str
+    started_s: float = 0.0
+
+
+class VersionView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One version of a job's spec.
+
+    Attributes:
+        changes: What differs from the version before it, one line each.
+        stable: Its replicas became healthy.
+        current: It is what the job should be now.
+    """
+
+    number: int
+    at_s: float
+    who: str = ""
+    why: str = ""
+    changes: tuple[str, ...] = ()
+    stable: bool = False
+    current: bool = False
+
+
+class RollbackBody(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Which version to bring back; 0: the last healthy one before the newest."""
+
+    version: int = 0
 
 
 class WaitingStatus(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -101,6 +144,8 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     last_event: str = ""
     labels: dict[str, str] = {}
     team: str = ""
+    version: int = 1
+    update: UpdateStatus | None = None
     array: ArrayStatus | None = None
 
     @property

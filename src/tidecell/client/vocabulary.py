@@ -10,6 +10,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("kind", "name", "workdir", "setup", "run", "env", "resources", "replicas", "priority"),
         *("preemption", "grace_period", "min_runtime", "checkpoint", "retry", "max_duration", "after"),
         *("port", "probes", "scaling", "model", "models", "labels", "team", "array"),
+        *("update", "disruptions"),
     ),
     "resources": ("gpu", "cpu", "memory"),
     "replicas": ("min", "max"),
@@ -18,13 +19,17 @@ KEYS: dict[str, tuple[str, ...]] = {
     "retry": ("on", "max"),
     "probes": ("ready", "every", "failures"),
     "scaling": ("metric", "target", "up_delay", "down_delay"),
+    "update": (
+        *("max_unavailable", "max_surge", "canary", "auto_revert", "healthy_after", "deadline"),
+        "max_disruptions",
+    ),
+    "disruptions": ("max_unavailable",),
 }
 
 # Words of the design that this version does not have, and what to do meanwhile.
 NOT_YET = {
     "topology": "leave it out; replicas go where they fit",
     "any_of": "give one set of resources; resources.gpu without a type takes any",
-    "update": "leave it out; stop the service and apply the new spec",
     "spread": "leave it out; replicas go where they fit",
     "idle_timeout": "use max_duration",
     "idle_gpu": "use max_duration",

@@ -22,8 +22,10 @@ from starlette.types import ASGIApp
 from tidecell import __version__
 from tidecell.cell.describe import describe_event
 from tidecell.cell.journal import Record
+from tidecell.cell.rollout import rollout_text
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import Job
+from tidecell.cell.versions import restart_fields
 from tidecell.client.quota_views import Change as PolicyChange
 from tidecell.client.quota_views import QuotaStatus
 from tidecell.client.schema import spec_diff
@@ -40,6 +42,8 @@ from tidecell.client.views import (
 from tidecell.scheduler.explain import explain_plan, explain_why
 from tidecell.server.access import AccessGate
 from tidecell.server.control import ControlPlane
+from tidecell.server.lifecycle_api import OPERATIONS as LIFECYCLE_OPERATIONS
+from tidecell.server.lifecycle_api import LifecycleApi, continued, who
 from tidecell.server.logs import LogChunk, LogReader
 from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_document
 from tidecell.server.quota import describe_change, quota_status
@@ -122,9 +126,11 @@ class Api:
             raise NotFoundError(f"no job named '{name}'", "tide ps -a lists all jobs")
         return job
 
-    def _status(self, job: Job) -> JobStatus:
+    def status(self, job: Job) -> JobStatus:
+        """Return one run as the API shows it."""
         runtime, measured = self._control.runtime, self._control.measurements
-        return job_status(self._control.state, job, runtime.trace, measured.use, self._router_url)
+        now_s = time.time()
+        return job_status(self._control.state, job, runtime.trace, measured.use, self._router_url, now_s)
 
     async def _body(self, request: Request, kind: type[T]) -> T:
         body = b""
@@ -214,15 +220,15 @@ class Api:
         state = self._control.state
         everything = request.query_params.get("all", "") not in ("", "0", "false")
         jobs = state.jobs.values() if everything else state.live_jobs()
-        return _items(self._status(job) for job in jobs)
+        return _items(self.status(job) for job in jobs)
 
     async def submit(self, request: Request) -> Response:
         spec = owned_by_asker(await self._body(request, JobSpec), asker(request))
-        await self._control.ask(JobSubmitted(spec))
+        await self._control.ask(JobSubmitted(spec, who(request)))
         job = self._control.find(spec.name)
         if job is None:
             raise NotFoundError(f"job '{spec.name}' was accepted and is gone already")
-        return _json(self._status(job), 201)
+        return _json(self.status(job), 201)
 
     async def job(self, request: Request) -> Response:
         """One job; with ``wait``, once it is ``done`` or ``ready``, or the time is up."""
@@ -236,19 +242,19 @@ class Api:
             except TimeoutError:
                 break
             job = self._control.state.jobs.get(job.uid, job)
-        return _json(self._status(job))
+        return _json(self.status(job))
 
     async def change(self, request: Request) -> Response:
         job = self._job(request)
         change = await self._body(request, Change)
         await self._control.ask(JobChanged(job.spec.name, change.replicas, change.priority))
-        return _json(self._status(self._job(request)))
+        return _json(self.status(self._job(request)))
 
     async def stop(self, request: Request) -> Response:
         now = request.query_params.get("now", "") not in ("", "0", "false")
         job = self._job(request)
         await self._control.ask(JobStopRequested(job.uid, now))
-        return _json(self._status(self._job(request)))
+        return _json(self.status(self._job(request)))
 
     async def spec(self, request: Request) -> Response:
         return _json(self._job(request).spec)
@@ -270,8 +276,7 @@ class Api:
         for spec in specs:
             known = self._control.find(spec.name)
             if known is not None and known.live:
-                diff = spec_diff(known.spec, spec)
-                changes.append(f"change {spec.name}: {'; '.join(diff)}" if diff else f"unchanged {spec.name}")
+                changes.append(_change_text(known, continued(known, spec)))
             else:
                 changes.append(f"create {spec.name}")
                 fresh.append(spec)
@@ -345,7 +350,17 @@ class Api:
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
-        return _json(openapi_document((*OPERATIONS, *USER_OPERATIONS)))
+        return _json(openapi_document((*OPERATIONS, *LIFECYCLE_OPERATIONS, *USER_OPERATIONS)))
+
+
+def _change_text(job: Job, spec: JobSpec) -> str:
+    """Say what applying a spec changes on a live job, and what that takes."""
+    diff = spec_diff(job.spec, spec)
+    if not diff:
+        return f"unchanged {spec.name}"
+    restarts = restart_fields(job.spec, spec) and bool(job.staying_tasks()) and spec.array is None
+    how = rollout_text(job, spec) if restarts else "in place"
+    return f"change {spec.name}, {how}: {'; '.join(diff)}"
 
 
 def _log_line(chunk: LogChunk) -> bytes:
@@ -471,6 +486,7 @@ def _guarded(handler: Handler) -> Handler:
 def make_app(control: ControlPlane) -> ASGIApp:
     """Return the API and the console as one application behind the gate."""
     api, users = Api(control), UsersApi(control.access, control.serving.follow)
+    lifecycle = LifecycleApi(control, api.status)
     handlers: dict[tuple[str, str], Handler] = {
         ("GET", "/v1/cell"): api.cell,
         ("GET", "/v1/machines"): api.machines,
@@ -480,6 +496,10 @@ def make_app(control: ControlPlane) -> ASGIApp:
         ("GET", "/v1/jobs/{name}"): api.job,
         ("PATCH", "/v1/jobs/{name}"): api.change,
         ("DELETE", "/v1/jobs/{name}"): api.stop,
+        ("PUT", "/v1/jobs/{name}"): lifecycle.apply,
+        ("GET", "/v1/jobs/{name}/history"): lifecycle.history,
+        ("POST", "/v1/jobs/{name}/rollback"): lifecycle.rollback,
+        ("POST", "/v1/jobs/{name}/promote"): lifecycle.promote,
         ("GET", "/v1/jobs/{name}/spec"): api.spec,
         ("GET", "/v1/jobs/{name}/why"): api.why,
         ("GET", "/v1/jobs/{name}/logs"): api.logs,

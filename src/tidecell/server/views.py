@@ -6,9 +6,20 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 
+from tidecell.cell.rollout import progress, waits_for
 from tidecell.cell.state import CellState, Job, Machine, Task
 from tidecell.cell.usage import machine_use
-from tidecell.client.views import ArrayStatus, JobStatus, MachineStatus, TaskStatus, WaitingStatus
+from tidecell.cell.versions import version_of, versions
+from tidecell.client.specform import spec_diff
+from tidecell.client.views import (
+    ArrayStatus,
+    JobStatus,
+    MachineStatus,
+    TaskStatus,
+    UpdateStatus,
+    VersionView,
+    WaitingStatus,
+)
 from tidecell.scheduler.snapshot import PlanTrace
 from tidecell.structs.job import TERMINAL, Cause, TaskState
 from tidecell.structs.messages import TaskRef
@@ -19,7 +30,9 @@ MAX_ITEMS_SHOWN = 100  # of a large array
 Use = Mapping[TaskRef, tuple[int, int]]  # measured cpu_millis and memory_bytes of a start
 
 
-def job_status(state: CellState, job: Job, trace: PlanTrace, use: Use, router_url: str = "") -> JobStatus:
+def job_status(
+    state: CellState, job: Job, trace: PlanTrace, use: Use, router_url: str = "", now_s: float = 0.0
+) -> JobStatus:
     """Return one run as the API shows it."""
     spec = job.spec
     running = sum(1 for t in job.open_tasks() if t.state is TaskState.RUNNING)
@@ -53,6 +66,8 @@ def job_status(state: CellState, job: Job, trace: PlanTrace, use: Use, router_ur
         last_event=_last_event(job),
         labels=spec.labels,
         team=spec.team,
+        version=job.version,
+        update=_update_status(job, now_s),
         array=_array_status(job),
     )
 
@@ -93,7 +108,7 @@ def _task_status(state: CellState, job: Job, task: Task, use: Use) -> TaskStatus
         index=task.index,
         state=task.state,
         attempt=task.attempt,
-        wanted=task.index < job.desired and job.live,
+        wanted=job.wants(task.index) and job.live,
         machine=task.machine,
         pid=task.pid,
         port=task.port,
@@ -107,7 +122,40 @@ def _task_status(state: CellState, job: Job, task: Task, use: Use) -> TaskStatus
         cpu_millis=cpu_millis,
         memory_bytes=memory_bytes,
         accelerators=task.accelerators,
+        version=version_of(job, task),
     )
+
+
+def _update_status(job: Job, now_s: float) -> UpdateStatus | None:
+    rollout = job.rollout
+    if rollout is None or not job.live:
+        return None
+    now = progress(job, now_s)
+    phase = "halted" if rollout.halted else "rolling" if rollout.promoted else "canary"
+    text = waits_for(job, now_s)
+    return UpdateStatus(
+        rollout.version, phase, len(now.healthy), len(now.old), text, started_s=rollout.started_s
+    )
+
+
+def version_views(job: Job) -> list[VersionView]:
+    """Return a job's versions, oldest first, each with what it changed."""
+    known = versions(job)
+    out = []
+    for before, version in zip([None, *known], known, strict=False):
+        changes = tuple(spec_diff(before.spec, version.spec)) if before is not None else ("created",)
+        out.append(
+            VersionView(
+                number=version.number,
+                at_s=version.at_s,
+                who=version.who,
+                why=version.why,
+                changes=changes,
+                stable=version.stable,
+                current=version.number == job.version,
+            )
+        )
+    return out
 
 
 def _last_event(job: Job) -> str:
@@ -116,7 +164,7 @@ def _last_event(job: Job) -> str:
         if task.notice is not None and task.notice.cause is Cause.PREEMPT:
             return f"PREEMPTED by {task.notice.by} (leaving)"
     if job.live and any(
-        t.last_cause is Cause.PREEMPT and t.state is TaskState.PENDING and t.index < job.desired
+        t.last_cause is Cause.PREEMPT and t.state is TaskState.PENDING and job.wants(t.index)
         for t in job.open_tasks()
     ):
         return "PREEMPTED"

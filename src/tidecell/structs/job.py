@@ -117,7 +117,8 @@ class Cause(enum.StrEnum):
     COMPLETED = "completed"  # another task finished the job's work
     DRAIN = "drain"  # the machine or replica is being drained
     LOST = "lost"  # its machine went away
-    UNHEALTHY = "unhealthy"  # readiness failed for too long
+    UNHEALTHY = "unhealthy"  # its liveness probe failed
+    UPDATE = "update"  # a newer version of its job takes its place
 
 
 class RetryOn(enum.StrEnum):
@@ -133,6 +134,57 @@ class Retry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     on: tuple[RetryOn, ...] = (RetryOn.INTERRUPTION,)
     max: int = 3
+
+
+class Amount(msgspec.Struct, frozen=True):
+    """A number of replicas, or a percentage of those that are wanted."""
+
+    value: int
+    percent: bool = False
+
+    def of(self, total: int, round_up: bool = False) -> int:
+        """Return how many of ``total`` this is."""
+        if not self.percent:
+            return self.value
+        return -(-total * self.value // 100) if round_up else total * self.value // 100
+
+    def __str__(self) -> str:
+        return f"{self.value}%" if self.percent else str(self.value)
+
+
+class Disruptions(msgspec.Struct, frozen=True):
+    """How many replicas may be away at once, all causes counted together.
+
+    Preemption, drains, updates and the autoscaler stop at this number; machines and programs that fail
+    use it up as well. What the job's owner does (stop, scale) does not ask.
+    """
+
+    max_unavailable: Amount = Amount(1)
+
+
+class Update(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a new version takes the place of the old one.
+
+    Attributes:
+        max_unavailable: Replicas that may be missing meanwhile; None: 0 for a service, 1 for a job that
+            keeps its gang, or the whole gang where it has no replica to spare.
+        max_surge: Replicas that may run beyond the wanted number meanwhile; None: 1 for a service that may
+            not be short of any. Services only: the index of a job's replica is its rank.
+        canary: Replicas of the new version that run beside the old ones until ``tide promote``.
+        auto_revert: Go back to the last healthy version if this one does not become healthy.
+        healthy_after_s: How long a replica must be ready to count.
+        deadline_s: Time within which a started replica must become healthy.
+        max_disruptions: Running replicas that an update may stop in all; further changes are skipped, and
+            come with the next start (Borg, EuroSys 2015, section 2.3). 0: no limit.
+    """
+
+    max_unavailable: Amount | None = None
+    max_surge: Amount | None = None
+    canary: int = 0
+    auto_revert: bool = True
+    healthy_after_s: float = 5.0
+    deadline_s: float = 600.0
+    max_disruptions: int = 0
 
 
 class Replicas(msgspec.Struct, frozen=True):
@@ -209,6 +261,8 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         port: Fixed port of a service; 0: the engine chooses, and tells it in ``$PORT``.
         models: Model names that the router sends to this service.
         array: Independent items instead of a gang; ``replicas`` is then 0 to the number that run at once.
+        update: How a changed spec reaches running replicas.
+        disruptions: How many replicas may be away at once; None: as many as policies allow.
     """
 
     name: str
@@ -237,6 +291,8 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: dict[str, str] = {}
     team: str = ""
     array: Array | None = None
+    update: Update = Update()
+    disruptions: Disruptions | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

@@ -13,21 +13,14 @@ from __future__ import annotations
 import msgspec
 
 from tidecell.structs.job import Cause, JobSpec, Priority, Replicas, TaskState
+from tidecell.structs.lifecycle import LifecycleEvent, LifecycleInput
 from tidecell.structs.machine import MachineSpec
+from tidecell.structs.message_base import Command as Command
+from tidecell.structs.message_base import Event as Event
+from tidecell.structs.message_base import Input as Input
+from tidecell.structs.message_base import TaskRef as TaskRef
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import Policy
-
-
-class TaskRef(msgspec.Struct, frozen=True, order=True):
-    """Names one start of one task: run, index, fencing epoch."""
-
-    uid: str
-    index: int
-    epoch: int
-
-    def __str__(self) -> str:
-        return f"{self.uid}/{self.index}@{self.epoch}"
-
 
 # --------------------------------------------------------------------------------------------------
 # Plans: what schedule() proposes, in terms the state machine verifies
@@ -86,10 +79,6 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
 # Inputs
 
 
-class Input(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Base of all inputs."""
-
-
 class ControlStarted(Input, frozen=True, tag=True):
     """A control plane took the cell over; every later start carries a higher epoch."""
 
@@ -98,6 +87,7 @@ class JobSubmitted(Input, frozen=True, tag=True):
     """Somebody asks for a job."""
 
     spec: JobSpec
+    who: str = ""
 
 
 class JobChanged(Input, frozen=True, tag=True):
@@ -207,14 +197,11 @@ AnyInput = (
     | PlanProposed
     | PolicyProposed
     | Tick
+    | LifecycleInput
 )
 
 # --------------------------------------------------------------------------------------------------
 # Events
-
-
-class Event(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Base of all events."""
 
 
 class CellOpened(Event, frozen=True, tag=True):
@@ -242,10 +229,12 @@ class PolicySet(Event, frozen=True, tag=True):
 
 
 class JobAccepted(Event, frozen=True, tag=True):
-    """A job was admitted and has an identity."""
+    """A job was admitted and has an identity; ``needs``: the runs that its ``after`` means, by name."""
 
     uid: str
     spec: JobSpec
+    needs: dict[str, str] = msgspec.field(default_factory=dict)
+    who: str = ""
 
 
 class JobRescaled(Event, frozen=True, tag=True):
@@ -320,13 +309,17 @@ class TaskReadiness(Event, frozen=True, tag=True):
 
 
 class TaskNoticed(Event, frozen=True, tag=True):
-    """A task was told to leave: why, for whom, until when; ``new_size`` replicas remain."""
+    """A task was told to leave: why, for whom, until when; ``new_size`` replicas remain.
+
+    ``forced``: a drain's time is over, so the job's disruption budget no longer protects it.
+    """
 
     ref: TaskRef
     cause: Cause
     deadline_s: float
     new_size: int = 0
     by: str = ""
+    forced: bool = False
 
 
 class TaskStopping(Event, frozen=True, tag=True):
@@ -381,14 +374,11 @@ AnyEvent = (
     | TaskEnded
     | Claimed
     | ClaimDropped
+    | LifecycleEvent
 )
 
 # --------------------------------------------------------------------------------------------------
 # Commands
-
-
-class Command(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """Base of all commands."""
 
 
 class StartTask(Command, frozen=True, tag=True):

@@ -1,0 +1,69 @@
+"""The keys ``update`` and ``disruptions`` of a spec: how running replicas may be disturbed. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from tidecell.client.document import Node
+from tidecell.client.section import Section, duration, positive_duration, whole_number
+from tidecell.client.units import UnitError, show
+from tidecell.structs.job import Amount, Disruptions, Update
+
+_PERCENT = re.compile(r"(\d{1,3})\s*%")
+_SERVICE_ONLY = ("max_surge", "canary")
+
+
+def amount(node: Node) -> Amount:
+    """A number of replicas, or a percentage of them: ``2`` or ``25%``."""
+    value = node.value
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100_000:
+        return Amount(value)
+    match = _PERCENT.fullmatch(node.text) if isinstance(value, str) else None
+    if match is not None and int(match[1]) <= 100:
+        return Amount(int(match[1]), percent=True)
+    raise UnitError(
+        f"{show(node.plain())} is neither a number of replicas nor a percentage", "write 1 or 25%"
+    )
+
+
+def boolean(node: Node) -> bool:
+    """true or false."""
+    if not isinstance(node.value, bool):
+        raise UnitError(f"{show(node.plain())} is neither true nor false")
+    return node.value
+
+
+def read_update(top: Section, service: bool) -> Update:
+    """Return how a new version takes the place of the old one."""
+    section = top.section("update")
+    if section is None:
+        return Update()
+    default = Update()
+    update = Update(
+        max_unavailable=section.take("max_unavailable", amount, None),
+        max_surge=section.take("max_surge", amount, None),
+        canary=section.take("canary", whole_number(0, 1000), 0),
+        auto_revert=section.take("auto_revert", boolean, default.auto_revert),
+        healthy_after_s=section.take("healthy_after", duration, default.healthy_after_s),
+        deadline_s=section.take("deadline", positive_duration, default.deadline_s),
+        max_disruptions=section.take("max_disruptions", whole_number(0, 100_000), 0),
+    )
+    for key in _SERVICE_ONLY if not service else ():
+        if section.has(key):
+            section.note(key, "is for services only: the index of a job's replica is its rank", "take it out")
+    none = Amount(0)
+    if update.max_unavailable in (none, Amount(0, True)) and update.max_surge in (none, Amount(0, True)):
+        section.note(
+            "max_surge", "no replica may be missing and none may be added", "set one of the two to 1"
+        )
+    if update.deadline_s <= update.healthy_after_s:
+        section.note("deadline", "is not after healthy_after", "give replicas time to become healthy")
+    return update
+
+
+def read_disruptions(top: Section) -> Disruptions | None:
+    """Return how many replicas may be away at once; None: nothing is said."""
+    section = top.section("disruptions")
+    if section is None:
+        return None
+    return Disruptions(section.take("max_unavailable", amount, Disruptions().max_unavailable))
