@@ -277,3 +277,14 @@ def test_scaling_in_the_middle_of_an_update_ends_with_the_wanted_number() -> Non
     cell.scale("web", 1, 1)
     cell.pass_time(10)
     assert cell.programs("web") == [2]
+
+
+def test_attempt_numbers_go_on_when_a_replica_is_scaled_away_and_back() -> None:
+    cell = UpdateCell(cores=8.0)
+    cell.web(2)
+    cell.scale("web", 1, 1)
+    cell.pass_time(5)
+    cell.restart_control_plane()
+    cell.scale("web", 2, 2)
+    cell.pass_time(5)
+    assert [t.attempt for t in cell["web"].tasks] == [1, 2]

@@ -138,7 +138,7 @@ class Job:
     rollout: Rollout | None = None
     extra: list[int] = field(default_factory=list)
     vacant: list[int] = field(default_factory=list)
-    attempts: dict[int, int] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
     needs: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ def grow_to(job: Job, count: int) -> None:
     """Add tasks up to ``count``; attempt numbers go on where an index was used before."""
     for index in range(len(job.tasks), count):
         job.open[index] = None
-        job.tasks.append(Task(index, attempt=job.attempts.pop(index, 0)))
+        job.tasks.append(Task(index, attempt=job.attempts.pop(str(index), 0)))
 
 
 def trim(job: Job) -> None:
@@ -64,7 +64,7 @@ def trim(job: Job) -> None:
         if last.active or last.index in job.extra:
             return
         if last.attempt:
-            job.attempts[last.index] = last.attempt
+            job.attempts[str(last.index)] = last.attempt
         job.tasks.pop()
         if last.index in job.open:
             del job.open[last.index]
