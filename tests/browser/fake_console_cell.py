@@ -22,12 +22,25 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from tidecell.client import views as v
+from tidecell.client.quota_views import QuotaStatus
 from tidecell.structs.job import Reason, Replicas, TaskState
 from tidecell.structs.resources import Resources
 from tidecell.web.app import routes
 
 TOKEN = "correct-horse"
 GIB = 1 << 30
+TEAMS = [
+    QuotaStatus(
+        "vision",
+        "batch",
+        cohort="lab",
+        own={"cpu": 1000},
+        used={"cpu": 1400},
+        borrowed={"cpu": 400},
+        waiting={"cpu": 2000, "memory": GIB},
+    ),
+    QuotaStatus("speech", "production", valid=False),
+]
 
 
 def burst(age_s: float) -> float:
@@ -242,6 +255,7 @@ class FakeCell:
             "/v1/machines": {"items": [self._machine()]},
             "/v1/jobs": {"items": jobs},
             "/v1/events": {"items": self._events(now_s)},
+            "/v1/quota": {"items": [] if self.idle else TEAMS},
         }
         if path == "/v1/series":
             return {
@@ -251,6 +265,25 @@ class FakeCell:
             by_path[f"/v1/jobs/{job.uid}"] = job
             by_path[f"/v1/jobs/{job.uid}/why"] = why_view(job.uid, now_s)
         return by_path.get(path)
+
+    @staticmethod
+    def _plan(spec: bytes) -> Response:
+        if b"nmae" in spec:
+            mistake = {
+                "type": "SpecError",
+                "message": "the spec has 1 mistake",
+                "hint": "  line 2: nmae: unknown key",
+            }
+            return _json({"error": mistake}, 422)
+        return _json(
+            v.PlanView(
+                ("create sweep",),
+                True,
+                (v.PlannedPlacement("sweep", 0, "laptop"),),
+                (v.PlannedVictim("pretrain", 1, "laptop", "shrink", 1, "at most 20s of work"),),
+                (v.PlannedWait("sweep", (Reason.WAITING_FOR_PREEMPTED,), "takes the place of 'pretrain'"),),
+            )
+        )
 
     @staticmethod
     def _machine() -> v.MachineStatus:
@@ -286,6 +319,8 @@ class FakeCell:
             return _json(
                 {"error": {"type": "Unauthorized", "message": "the cell's token is missing or wrong"}}, 401
             )
+        if request.url.path == "/v1/plan":
+            return self._plan(await request.body())
         if request.url.path.endswith("/logs"):
             return PlainTextResponse("step 399 loss 3.21\n<b>step 400</b> loss 3.20\n")
         found = self.answer(request)
@@ -306,7 +341,7 @@ class FakeServer:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(("127.0.0.1", port))
         self.port = int(self.socket.getsockname()[1])
-        app = Starlette(routes=[Route("/v1/{rest:path}", cell.handle), *routes()])
+        app = Starlette(routes=[Route("/v1/{rest:path}", cell.handle, methods=["GET", "POST"]), *routes()])
         config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

@@ -239,6 +239,43 @@ def test_a_cell_where_nothing_runs_says_what_to_type(tab: Tab) -> None:
     expect(tab.card("Tide chart")).to_contain_text("No samples yet")
 
 
+def test_teams_show_quota_use_and_what_is_borrowed(tab: Tab) -> None:
+    tab.open()
+    card = tab.card("Teams")
+    expect(card).to_contain_text("vision")
+    expect(card).to_contain_text("1.4 cpu")
+    expect(card).to_contain_text("borrows 0.4 cpu")
+    expect(card).to_contain_text("2 cpu, 1 GiB")
+    expect(card).to_contain_text("none now")
+
+
+def test_where_no_quota_is_set_there_is_no_table_of_teams(tab: Tab) -> None:
+    tab.cell.idle = True
+    tab.open()
+    expect(tab.card("Jobs")).to_be_visible()
+    expect(tab.card("Teams")).to_have_count(0)
+
+
+def test_a_plan_shows_who_starts_who_gives_way_and_what_waits(tab: Tab) -> None:
+    page = tab.open()
+    page.get_by_label("What would happen").fill("name: sweep\nrun: x\n")
+    page.get_by_role("button", name="Show the plan").click()
+    card = tab.card("Plan")
+    expect(card).to_contain_text("Everything starts now. create sweep")
+    expect(card).to_contain_text("sweep replica 0 on laptop")
+    expect(card).to_contain_text("pretrain replica 1 on laptop: 1 replica remains, loses at most 20s of work")
+    expect(card).to_contain_text("WaitingForPreempted")
+    expect(page.get_by_label("What would happen")).to_have_value("name: sweep\nrun: x\n")
+
+
+def test_a_plan_of_a_spec_with_mistakes_lists_them(tab: Tab) -> None:
+    page = tab.open()
+    page.get_by_label("What would happen").fill("run: x\nnmae: sweep\n")
+    page.get_by_role("button", name="Show the plan").click()
+    expect(tab.card("Plan")).to_contain_text("line 2: nmae: unknown key")
+    tab.errors.clear()  # the browser logs an answer of 422
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (400, 900)])
 def test_the_page_fits_the_window(tab: Tab, width: int, height: int) -> None:
     tab.page.set_viewport_size({"width": width, "height": height})

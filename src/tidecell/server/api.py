@@ -28,7 +28,7 @@ from tidecell.cell.state import Job
 from tidecell.cell.versions import restart_fields
 from tidecell.client.quota_views import Change as PolicyChange
 from tidecell.client.quota_views import QuotaStatus
-from tidecell.client.schema import spec_diff
+from tidecell.client.schema import parse_specs, spec_diff
 from tidecell.client.views import (
     CellStatus,
     EventView,
@@ -104,7 +104,8 @@ def error_response(error: TidecellError) -> Response:
     """Return an error as the API answers it."""
     status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
     reason = str(getattr(error, "reason", ""))
-    body = ErrorBody(type(error).__name__, error.message, error.hint, reason)
+    hint = error.describe() if isinstance(error, SpecError) else error.hint
+    body = ErrorBody(type(error).__name__, error.message, hint, reason)
     return _json(ErrorAnswer(body), status)
 
 
@@ -132,12 +133,16 @@ class Api:
         now_s = time.time()
         return job_status(self._control.state, job, runtime.trace, measured.use, self._router_url, now_s)
 
-    async def _body(self, request: Request, kind: type[T]) -> T:
+    async def _bytes(self, request: Request) -> bytes:
         body = b""
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_BODY_BYTES:
                 raise RefusedError(f"the request's body is larger than {MAX_BODY_BYTES} bytes")
+        return body
+
+    async def _body(self, request: Request, kind: type[T]) -> T:
+        body = await self._bytes(request)
         try:
             return msgspec.json.decode(body, type=kind)
         except msgspec.DecodeError as error:
@@ -271,7 +276,7 @@ class Api:
         return _json(view)
 
     async def plan(self, request: Request) -> Response:
-        specs = await self._body(request, list[JobSpec])
+        specs = await self._planned_specs(request)
         changes, fresh = [], []
         for spec in specs:
             known = self._control.find(spec.name)
@@ -282,6 +287,16 @@ class Api:
                 fresh.append(spec)
         snapshot = take_snapshot(self._control.state, time.time())
         return _json(explain_plan(snapshot, fresh, tuple(changes)))
+
+    async def _planned_specs(self, request: Request) -> list[JobSpec]:
+        """Specs as the client checked them, or a YAML text as a person wrote it."""
+        if request.headers.get("content-type", "").partition(";")[0] != "application/yaml":
+            return await self._body(request, list[JobSpec])
+        try:
+            text = (await self._bytes(request)).decode()
+        except UnicodeDecodeError as error:
+            raise RefusedError(f"the spec is not UTF-8 text (byte {error.start})") from error
+        return parse_specs(text, "the spec", self._control.home.path)
 
     async def reports(self, request: Request) -> Response:
         job = self._job(request)
@@ -408,7 +423,11 @@ OPERATIONS = (
     ),
     Operation("POST", "/v1/jobs", "Submit a job", JobStatus, body=JobSpec, status=201),
     Operation(
-        "POST", "/v1/plan", "Show what submitting would do; commits nothing", PlanView, body=list[JobSpec]
+        "POST",
+        "/v1/plan",
+        "Show what submitting would do; specs, or YAML as application/yaml",
+        PlanView,
+        body=list[JobSpec],
     ),
     Operation(
         "GET", "/v1/jobs/{name}", "One job, at once or when it is done", JobStatus, parameters=_WAIT_QUERY

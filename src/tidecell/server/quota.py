@@ -10,7 +10,7 @@ from tidecell.cell.state import CellState
 from tidecell.client.quota_views import QuotaStatus
 from tidecell.scheduler.quota import Account, Gate
 from tidecell.structs.job import BAND_WORDS, Band
-from tidecell.structs.tenant import UNLIMITED, Amounts, Policy, Quota, Team
+from tidecell.structs.tenant import UNLIMITED, Amounts, Policy, Prices, Quota, Team
 
 
 def quota_status(state: CellState, now_s: float, team: str = "") -> Iterator[QuotaStatus]:
@@ -99,5 +99,6 @@ def describe_change(before: Policy | None, after: Policy | None) -> tuple[str, .
     if after is None:
         lines.append("no quota any more: everything is allowed")
     elif before is None or before.prices != after.prices:
-        lines += ["prices: set"] if after.prices != (before.prices if before else None) else []
+        same = after.prices == (before.prices if before is not None else Prices())
+        lines += [] if same else ["prices: set"]
     return tuple(lines) or ("changed",)

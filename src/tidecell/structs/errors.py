@@ -70,7 +70,11 @@ class SpecError(TidecellError):
         super().__init__(f"{source or 'the spec'} has {count} {noun}")
 
     def render(self) -> str:
-        lines = [f"error: {self.message}", ""]
+        return f"error: {self.message}\n\n{self.describe()}"
+
+    def describe(self) -> str:
+        """Return every mistake on a line of its own, each with its hint."""
+        lines = []
         for m in self.mistakes:
             place = f"line {m.line}: " if m.line is not None else ""
             lines.append(f"  {place}{m.where}: {m.message}" if m.where else f"  {place}{m.message}")

@@ -25,15 +25,23 @@ export function keepToken(token) {
   else sessionStorage.removeItem(TOKEN_KEY);
 }
 
-export async function get(token, path) {
+export const get = (token, path) => ask(token, path, {});
+
+// Send text, for example a spec in YAML.
+export const post = (token, path, body, type) => ask(token, path, { method: "POST", body, type });
+
+async function ask(token, path, { method = "GET", body, type }) {
   const answer = await fetch(path, {
-    headers: { Authorization: `Bearer ${token}` },
+    method,
+    body,
+    headers: { Authorization: `Bearer ${token}`, ...(type && { "Content-Type": type }) },
     cache: "no-store",
     signal: AbortSignal.timeout(TIMEOUT_MS),
   });
   if (answer.ok) return answer.headers.get("content-type")?.startsWith("text/plain") ? answer.text() : answer.json();
-  const body = await answer.json().catch(() => ({}));
-  throw new ApiError(body.error?.message ?? `the server answered ${answer.status}`, answer.status);
+  const { error } = await answer.json().catch(() => ({}));
+  const hint = error?.hint ? `\n${error.hint}` : "";
+  throw new ApiError(error ? error.message + hint : `the server answered ${answer.status}`, answer.status);
 }
 
 export const items = async (token, path) => (await get(token, path)).items ?? [];

@@ -1,11 +1,12 @@
 // The console: asks the API every second while somebody looks, and draws what it said.
 
-import { ApiError, Series, get, items, keepToken, takeToken } from "./api.js";
+import { ApiError, Series, get, items, keepToken, post, takeToken } from "./api.js";
 import { sampleAt, tideChart } from "./chart.js";
 import { h, patch } from "./dom.js";
 import { cores, duration } from "./format.js";
 import { jobPanel } from "./panel.js";
-import { eventsTable, header, jobsTable, machinesTable, readout, servicesTable } from "./views.js";
+import { planCard } from "./plan.js";
+import { eventsTable, header, jobsTable, machinesTable, readout, servicesTable, teamsTable } from "./views.js";
 
 const EVERY_MS = 1000;
 const HIDDEN_MS = 15000;
@@ -25,6 +26,7 @@ const state = {
   cursorS: null,
   chartWidth: 0,
   panel: null,
+  plan: {},
   openedBy: null,
 };
 let timer = 0;
@@ -56,14 +58,15 @@ function pauseMs() {
 
 async function ask() {
   const { token } = state;
-  const [cell, machines, jobs, events] = await Promise.all([
+  const [cell, machines, jobs, events, teams] = await Promise.all([
     get(token, "/v1/cell"),
     items(token, "/v1/machines"),
     items(token, "/v1/jobs?all=1"),
     items(token, "/v1/events?limit=100"),
+    items(token, "/v1/quota"),
     state.series.update(token),
   ]);
-  state.known = { cell, machines, jobs, events };
+  state.known = { cell, machines, jobs, events, teams };
   if (state.panel) await askDetails(state.panel);
   round += 1;
 }
@@ -107,6 +110,19 @@ function closePanel() {
   state.panel = null;
   render();
   if (state.openedBy?.isConnected) state.openedBy.focus();
+}
+
+async function askPlan(event) {
+  event.preventDefault();
+  const spec = new FormData(event.target).get("spec");
+  state.plan = { asking: true };
+  render();
+  try {
+    state.plan = { view: await post(state.token, "/v1/plan", spec, "application/yaml") };
+  } catch (error) {
+    state.plan = { error: error instanceof ApiError ? error.message : "The control plane does not answer." };
+  }
+  render();
 }
 
 function chooseWindow(windowS) {
@@ -224,8 +240,8 @@ function page() {
     h("main", { key: "main", class: state.failures ? "stale" : "" }, [
       tide(),
       h("div", { key: "tables", class: "tables" }, [
-        h("div", { key: "work", class: "column" }, servicesTable(known, newest, openPanel), jobsTable(known, newest, openPanel, nowS)),
-        h("div", { key: "cell", class: "column" }, machinesTable(known), eventsTable(known)),
+        h("div", { key: "work", class: "column" }, servicesTable(known, newest, openPanel), jobsTable(known, newest, openPanel, nowS), planCard(state.plan, askPlan)),
+        h("div", { key: "cell", class: "column" }, machinesTable(known), teamsTable(known), eventsTable(known)),
       ]),
     ]),
     state.panel && jobPanel(state.panel, closePanel, nowS),

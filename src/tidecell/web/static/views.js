@@ -135,7 +135,7 @@ function bar(label, capacity, reserved, used, format) {
 export function machinesTable({ machines = [] }) {
   const rows = machines.map((m) =>
     h("tr", { key: m.name }, [
-      head(m.name, h("div", { class: "sub" }, m.up ? "● up" : "○ down", ` · ${plural(m.num_tasks ?? 0, "task")} · ${m.isolation}`)),
+      head(m.name, h("div", { class: "sub" }, m.up ? (m.draining ? "◑ draining" : "● up") : "○ down", ` · ${plural(m.num_tasks ?? 0, "task")} · ${m.isolation}`)),
       h("td", { class: "wide" }, [
         bar("Cores", m.capacity.cpu_millis ?? 0, m.reserved.cpu_millis ?? 0, m.cpu_used_millis ?? 0, cores),
         bar("Memory", m.capacity.memory_bytes ?? 0, m.reserved.memory_bytes ?? 0, m.memory_used_bytes ?? 0, bytes),
@@ -145,6 +145,25 @@ export function machinesTable({ machines = [] }) {
     ]),
   );
   return table("Machines", ["Machine", "Reserved and used"], rows, "No machine has joined yet. The agent starts with tide up.");
+}
+
+// Amounts are in thousandths, memory in bytes, as the API has them.
+const amount = (component, value) => (component === "memory" ? bytes(value) : `${number(value / 1000, value % 1000 ? 2 : 0)} ${component}`);
+const amounts = (vector) => Object.entries(vector ?? {}).map(([c, v]) => amount(c, v)).join(", ") || "–";
+
+// One row for each team and band; nothing at all where no quota is set.
+export function teamsTable({ teams = [] }) {
+  if (!teams.length) return null;
+  const rows = teams.map((t) =>
+    h("tr", { key: `${t.team}/${t.band}` }, [
+      head(t.team, h("div", { class: "sub" }, t.cohort ? `cohort ${t.cohort}` : "")),
+      cell(bandMark(t.band), t.band),
+      cell(t.valid === false ? "none now" : amounts(t.own)),
+      cell(amounts(t.used), t.borrowed && Object.keys(t.borrowed).length > 0 && h("div", { class: "sub" }, `borrows ${amounts(t.borrowed)}`)),
+      cell(amounts(t.waiting)),
+    ]),
+  );
+  return table("Teams", ["Team", "Band", "Quota", "Used", "Waiting"], rows, "");
 }
 
 const openButton = (job, open) =>
