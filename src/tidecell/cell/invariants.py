@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from tidecell.cell.disruptions import is_available, spare_disruptions
 from tidecell.cell.state import CellState, Job
 from tidecell.cell.usage import machine_use
 from tidecell.structs.errors import InvariantError
@@ -27,6 +28,7 @@ def check_state(state: CellState) -> None:
 def check_event(state: CellState, event: Event, now_s: float = 0.0) -> None:
     """Raise InvariantError if an event must not be decided in this state.
 
+    14. Nobody who asks takes more of a job than its disruption budget leaves.
     3. What is placed is covered by quota then; a policy may shrink later, and work is not stopped for that.
     4 and 9. Nobody gives way but to a strictly higher band, so production never to production; or, in
     batch, to a team of its cohort that takes its own quota back. Bands may change later, while the victim
@@ -34,6 +36,8 @@ def check_event(state: CellState, event: Event, now_s: float = 0.0) -> None:
     """
     if isinstance(event, TaskPlaced) and state.policy is not None:
         _quota(state, state.policy, event, now_s)
+    if isinstance(event, TaskNoticed):
+        _budget(state, event)
     if not isinstance(event, TaskNoticed) or event.cause is not Cause.PREEMPT:
         return
     job, by = state.jobs[event.ref.uid], state.find(event.by)
@@ -42,6 +46,20 @@ def check_event(state: CellState, event: Event, now_s: float = 0.0) -> None:
         mine, other = job.spec.priority, by.spec.priority
         lower = mine.band < other.band or _borrows_from(state, job, by, now_s)
         _require(lower, f"'{job.uid}' ({mine}) gives way to '{by.uid}' ({other})", job)
+
+
+def _budget(state: CellState, event: TaskNoticed) -> None:
+    """14. A disruption budget counts all causes together: who asks never takes more than it leaves."""
+    job = state.jobs[event.ref.uid]
+    spare = spare_disruptions(job)
+    if spare is None or event.forced or event.cause not in (Cause.PREEMPT, Cause.DRAIN, Cause.UPDATE):
+        return
+    task = job.tasks[event.ref.index]
+    _require(
+        spare >= 1 or not is_available(task),
+        f"'{job.uid}' loses replica {task.index} ({event.cause}) beyond its disruption budget",
+        job,
+    )
 
 
 def _quota(state: CellState, policy: Policy, event: TaskPlaced, now_s: float) -> None:

@@ -8,6 +8,7 @@ runtime applies the events and asks again until nothing follows.
 from __future__ import annotations
 
 from tidecell.cell.admission import blocking
+from tidecell.cell.drains import closed_machines, drain_steps
 from tidecell.cell.rollout import advance
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.step import Decision, stop_command
@@ -32,7 +33,7 @@ def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
     decision = Decision()
     if job is None:
         return decision
-    _drop_idle_claims(state, job, decision)
+    _drop_idle_claims(state, job, now_s, decision)
     if not job.live:
         return decision
     if job.stopping is None:
@@ -45,19 +46,22 @@ def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
         return decision
     if job.rollout is not None and (events := advance(state, job, now_s)):
         return Decision(list(events), touched={uid})
+    if (state.drains or job.extra) and job.stopping is None and (events := drain_steps(state, job, now_s)):
+        return Decision(list(events), touched={uid})
     _tell_leavers(state, job, now_s, decision)
     _stop_leavers(state, job, now_s, decision)
     return decision
 
 
-def _drop_idle_claims(state: CellState, job: Job, decision: Decision) -> None:
+def _drop_idle_claims(state: CellState, job: Job, now_s: float, decision: Decision) -> None:
+    closed = closed_machines(state, now_s) if state.drains else frozenset()
     for claim_uid, index in list(state.claims):
         if claim_uid != job.uid:
             continue
         wanted = job.live and job.stopping is None and index < len(job.tasks) and job.wants(index)
         claim = state.claims[claim_uid, index]
         machine = state.machines.get(claim.machine)
-        here = machine is not None and machine.up
+        here = machine is not None and machine.up and claim.machine not in closed
         if not wanted or not here or job.tasks[index].state is not TaskState.PENDING:
             decision.events.append(ClaimDropped(claim_uid, index))
 

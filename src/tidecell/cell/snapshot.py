@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tidecell.cell.admission import blocking
+from tidecell.cell.disruptions import spare_disruptions
+from tidecell.cell.drains import closed_machines
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
 from tidecell.structs.job import TaskState
@@ -13,7 +15,8 @@ def take_snapshot(state: CellState, now_s: float) -> Snapshot:
     machines = tuple(m.spec for _, m in sorted(state.machines.items()) if m.up)
     jobs = tuple(_job_view(state, job, now_s) for job in state.live_jobs())
     claims = tuple(state.claims[k] for k in sorted(state.claims))
-    return Snapshot(now_s, machines, jobs, claims, policy=state.policy)
+    closed = tuple(sorted(closed_machines(state, now_s) & {m.name for m in machines}))
+    return Snapshot(now_s, machines, jobs, claims, closed=closed, policy=state.policy)
 
 
 def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
@@ -26,6 +29,9 @@ def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
         spec=job.spec,
         submitted_s=job.submitted_s,
         desired=job.desired,
+        extra=tuple(job.extra),
+        vacant=tuple(job.vacant),
+        spare_disruptions=spare_disruptions(job),
         tasks=tasks,
         blocked_by=blocked,
         ends_by_s=ends_by_s,

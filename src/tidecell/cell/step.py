@@ -14,6 +14,8 @@ import msgspec
 from msgspec.structs import replace
 
 from tidecell.cell.admission import check_admissible, check_capacity, resolve_needs
+from tidecell.cell.disruptions import spare_disruptions
+from tidecell.cell.drains import note_drained, request_drain
 from tidecell.cell.quota import begin_periods, check_priority, check_quota
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.verify import verify_plan
@@ -21,6 +23,7 @@ from tidecell.cell.versions import earlier, restored, revise, spec_of
 from tidecell.structs.errors import ConflictError, NotFoundError, RefusedError
 from tidecell.structs.job import Cause, JobSpec, Replicas, RetryOn, TaskState
 from tidecell.structs.lifecycle import (
+    DrainRequested,
     PromoteRequested,
     RollbackRequested,
     RolloutPromoted,
@@ -200,6 +203,9 @@ def _desired(state: CellState, message: DesiredProposed, now_s: float) -> Decisi
     if job is None or not job.live or job.stopping is not None or job.spec.scaling is None:
         return Decision()
     desired = max(job.spec.replicas.min, min(job.spec.replicas.max, message.desired))
+    spare = spare_disruptions(job)
+    if spare is not None:  # it shrinks as its budget allows; the rest is asked for again
+        desired = max(desired, min(job.desired, job.desired - max(0, spare)))
     if desired == job.desired:
         return Decision()
     return Decision([JobDesired(job.uid, desired, message.why)], touched={job.uid})
@@ -400,8 +406,12 @@ def _policy(state: CellState, message: PolicyProposed, now_s: float) -> Decision
     return Decision([PolicySet(policy)], touched=set())
 
 
+def _drain(state: CellState, message: DrainRequested, now_s: float) -> Decision:
+    return Decision(request_drain(state, message, now_s), touched=None)
+
+
 def _tick(state: CellState, message: Tick, now_s: float) -> Decision:
-    return Decision(touched=None)
+    return Decision(note_drained(state, now_s) if state.drains else [], touched=None)
 
 
 _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
@@ -422,6 +432,7 @@ _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
     SpecChanged: _spec_changed,
     RollbackRequested: _rollback,
     PromoteRequested: _promote,
+    DrainRequested: _drain,
 }
 
 __all__ = ["Decision", "start_command", "step", "stop_command"]

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tidecell.cell.admission import blocking
+from tidecell.cell.disruptions import spare_disruptions
+from tidecell.cell.drains import closed_machines
 from tidecell.cell.quota import gate_of, view_of
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.usage import MachineUse, held_for_others, machine_use
@@ -50,6 +52,7 @@ def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
             out.events.append(ClaimDropped(uid, index))
             out.touched.add(uid)
     use = machine_use(state)
+    closed = closed_machines(state, now_s)
     gate = gate_of(state, now_s)
     if gate is not None:
         for uid, index in plan.withdrawals:
@@ -58,11 +61,13 @@ def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
         job = state.jobs.get(uid)
         if job is None or (job.spec.array is not None and _array_is_full(job, out)):
             continue
-        if _gang_holds(state, job, group, use) and _quota_holds(job, group, gate):
+        if _gang_holds(state, job, group, use, closed) and _quota_holds(job, group, gate):
             _place(state, job, group, use, out)
             out.num_placed[uid] = out.num_placed.get(uid, 0) + len(group)
     for uid, removals, claims in _by_beneficiary(plan):
         beneficiary = state.jobs.get(uid)
+        if any(claim.machine in closed for claim in claims):
+            continue
         if beneficiary is not None and _removals_hold(state, beneficiary, removals, claims, out, gate):
             _remove(state, beneficiary, removals, claims, now_s, out)
             _note_removals(state, beneficiary, removals, claims, gate)
@@ -91,7 +96,13 @@ def _pending_and_wanted(job: Job, index: int) -> Task | None:
     return task if task.state is TaskState.PENDING else None
 
 
-def _gang_holds(state: CellState, job: Job, group: list[Placement], use: dict[str, MachineUse]) -> bool:
+def _gang_holds(
+    state: CellState,
+    job: Job,
+    group: list[Placement],
+    use: dict[str, MachineUse],
+    closed: frozenset[str],
+) -> bool:
     if job.spec.after and blocking(state, job):
         return False
     if len(job.staying_tasks()) + job.num_succeeded + len(group) < min(job.spec.replicas.min, job.desired):
@@ -102,7 +113,9 @@ def _gang_holds(state: CellState, job: Job, group: list[Placement], use: dict[st
     taken: set[tuple[str, int]] = set()
     for placement in group:
         machine = state.machines.get(placement.machine)
-        if machine is None or not machine.up or _pending_and_wanted(job, placement.index) is None:
+        if machine is None or not machine.up or placement.machine in closed:
+            return False
+        if _pending_and_wanted(job, placement.index) is None:
             return False
         if placement.shape >= len(job.spec.shapes):
             return False
@@ -232,7 +245,15 @@ def _removals_hold(
         lower = job.spec.priority.band < by.spec.priority.band
         if not (lower or gate is not None) or not _may_lose(job, leaving):
             return False
+        if not _budget_holds(job, leaving):
+            return False
     return gate is None or _takes_back(by, claims, removals, state, gate)
+
+
+def _budget_holds(job: Job, leaving: set[tuple[str, int]]) -> bool:
+    """Whether the job's disruption budget, over all causes, covers those that this plan takes."""
+    spare = spare_disruptions(job)
+    return spare is None or sum(1 for uid, _ in leaving if uid == job.uid) <= spare
 
 
 def _may_lose(job: Job, leaving: set[tuple[str, int]]) -> bool:

@@ -110,7 +110,7 @@ def machines(as_json: bool) -> None:
         [
             (
                 m.name,
-                "up" if m.up else "gone",
+                ("up" if m.up else "gone") + (f", {m.drain.text}" if m.drain is not None else ""),
                 f"{format_cpu(m.reserved.cpu_millis)} of {format_cpu(m.capacity.cpu_millis)}",
                 format_cpu(round(m.cpu_used_millis, -1)),
                 f"{format_bytes(m.reserved.memory_bytes)} of {format_bytes(m.capacity.memory_bytes)}",

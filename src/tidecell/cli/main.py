@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "promote": ("tidecell.cli.versions", "promote", "Let an update go on from its canaries"),
     "machines": ("tidecell.cli.cell", "machines", "List machines"),
     "sim": ("tidecell.cli.sim", "sim", "Run the cell in virtual time, on a trace or a snapshot"),
+    "drain": ("tidecell.cli.drain", "drain", "Empty a machine for maintenance"),
     "data": ("tidecell.cli.data", "data", "Prepare and inspect datasets"),
     "train": ("tidecell.cli.train", "train", "Pre-train a language model"),
     "tune": ("tidecell.cli.train", "tune", "Fine-tune a model"),

@@ -21,6 +21,7 @@ from tidecell.client.home import Home
 from tidecell.client.quota_views import Change, QuotaStatus
 from tidecell.client.views import (
     CellStatus,
+    DrainBody,
     EventView,
     JobStatus,
     MachineStatus,
@@ -249,6 +250,13 @@ class Client:
     def promote(self, name: str) -> JobStatus:
         """Let an update go on from its canaries, or from where it halted."""
         return msgspec.json.decode(self._call("POST", f"/v1/jobs/{name}/promote"), type=JobStatus)
+
+    def drain(
+        self, machine: str, deadline_s: float = 600.0, start_s: float = 0.0, cancel: bool = False
+    ) -> MachineStatus:
+        """Empty a machine: no new work from ``start_s`` (0: now), empty ``deadline_s`` seconds later."""
+        raw = self._call("POST", f"/v1/machines/{machine}/drain", DrainBody(deadline_s, start_s, cancel))
+        return msgspec.json.decode(raw, type=MachineStatus)
 
     def scale(self, name: str, min_replicas: int, max_replicas: int | None = None) -> JobStatus:
         """Set a job's replicas."""

@@ -159,6 +159,30 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.state in (TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.TIMEOUT)
 
 
+class DrainBody(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How to empty a machine.
+
+    Attributes:
+        deadline_s: Seconds from the start after which what is left is ended.
+        start_s: When it begins, seconds since the epoch; 0: now.
+        cancel: Take the machine's drain back instead.
+    """
+
+    deadline_s: float = 600.0
+    start_s: float = 0.0
+    cancel: bool = False
+
+
+class DrainStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A machine that is emptied: from when, until when, for whom; ``drained`` once it holds no task."""
+
+    start_s: float
+    deadline_s: float
+    text: str
+    who: str = ""
+    drained: bool = False
+
+
 class MachineStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """One machine: what it has, what is reserved, what is really used."""
 
@@ -173,6 +197,7 @@ class MachineStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_used_bytes: int = 0
     accelerators: tuple[Accelerator, ...] = ()
     attributes: dict[str, str] = {}
+    drain: DrainStatus | None = None
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -89,6 +89,16 @@ class Search:
         self._priority()
         if not self._others_shrink() | self._others_stop():
             self._several_stop()
+        self._drains_end()
+
+    def _drains_end(self) -> None:
+        """A machine that is emptied for maintenance could take it."""
+        for name in self.snapshot.closed:
+            rest = tuple(n for n in self.snapshot.closed if n != name)
+            verdict = self._judge(replace(self.snapshot, closed=rest))
+            if verdict.starts:
+                change, command = f"the drain of {name} is taken back", f"tide drain {name} --cancel"
+                self.fixes.append(Fix(change, command, self._effect(verdict)))
 
     # --------------------------------------------------------------------------------------- asking
 

@@ -84,7 +84,7 @@ def _at(snapshot: Snapshot, at_s: float, uid: str) -> tuple[Snapshot, list[str]]
 
 def _again(job: JobView, task: TaskView) -> TaskView | None:
     """What becomes of a task that was told to leave: it waits again where it is still wanted."""
-    return TaskView(task.index, pending=True) if task.index < job.desired else None
+    return TaskView(task.index, pending=True) if job.wants(task.index) else None
 
 
 def _rests_on(ended: list[str]) -> str:
@@ -100,6 +100,8 @@ def _unknown(snapshot: Snapshot, mine: JobView) -> str:
         if job.uid != mine.uid and not job.ends_by_s and any(t.machine and not t.leaving for t in job.tasks)
     ]
     if not endless:
+        if snapshot.closed:
+            return f"unknown: {listed(snapshot.closed)} must take work again first"
         return "unknown: it would not fit even when all else has ended"
     verb = "has" if len(set(endless)) == 1 else "have"
     return f"unknown: {listed(endless[:4])} {verb} no max_duration"

@@ -138,10 +138,13 @@ def _groups(
         staying = [t for t in job.tasks if t.machine and not t.leaving]
         spare = max(0, len(staying) + len(job.done) - job.spec.replicas.min)
         above, rest = (staying[-spare:], staying[:-spare]) if spare else ([], staying)
+        budget = job.spare_disruptions  # over all causes; a set larger than this is not a choice
         above = [t for t in above if t.running_s(now_s) >= job.spec.min_runtime_s]
+        above = above if budget is None else above[max(0, len(above) - max(0, budget)) :]
         out += [Group(job, (t,), False, now_s) for t in reversed(above)]
         old_enough = all(t.running_s(now_s) >= job.spec.min_runtime_s for t in staying)
-        if policy is Preemption.ANY and rest and old_enough:
+        covered = budget is None or len(staying) <= budget
+        if policy is Preemption.ANY and rest and old_enough and covered:
             out.append(Group(job, tuple(rest), True, now_s))
     return out
 

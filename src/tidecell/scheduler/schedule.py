@@ -260,7 +260,10 @@ def _as_seen_now(run: _Pass, job: JobView) -> JobView:
     if not any(uid == job.uid for uid, _ in run.left):
         return job
     tasks = tuple(replace(t, leaving=True) if (job.uid, t.index) in run.left else t for t in job.tasks)
-    return replace(job, tasks=tasks)
+    spare = job.spare_disruptions
+    if spare is not None:
+        spare -= sum(1 for uid, _ in run.left if uid == job.uid)
+    return replace(job, tasks=tasks, spare_disruptions=spare)
 
 
 def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "") -> None:
@@ -300,7 +303,10 @@ def _describe_needs(unit: Unit) -> str:
 
 def _describe_free(run: _Pass) -> str:
     names = sorted(run.board.slots)
-    parts = [f"{name}: {_with_cpu(run.board.free_for(name))}" for name in names[:4]]
+    parts = [
+        f"{name}: {'is being drained' if name in run.board.closed else _with_cpu(run.board.free_for(name))}"
+        for name in names[:4]
+    ]
     return "; ".join(parts) + ("; ..." if len(names) > 4 else "")
 
 

@@ -55,6 +55,9 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
         blocked_by: Names of jobs that must succeed first and have not.
         ends_by_s: When its ``max_duration`` ends it at the latest; 0: unknown.
         done: Indices of tasks that have succeeded; they count towards the gang and never run again.
+        extra: Indices at or above ``desired`` at which a replica is wanted, standing in for another.
+        vacant: Indices below ``desired`` at which none is wanted.
+        spare_disruptions: How many of its tasks may be taken now; None: no budget says.
     """
 
     uid: str
@@ -66,6 +69,13 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
     ends_by_s: float = 0.0
     stopping: bool = False
     done: tuple[int, ...] = ()
+    extra: tuple[int, ...] = ()
+    vacant: tuple[int, ...] = ()
+    spare_disruptions: int | None = None
+
+    def wants(self, index: int) -> bool:
+        """Return whether a replica is wanted at this index."""
+        return index not in self.vacant if index < self.desired else index in self.extra
 
     @property
     def name(self) -> str:

@@ -133,7 +133,12 @@ def carry_out(snapshot: Snapshot, plan: Plan) -> Snapshot:
 
     changed = {uid for uid, _ in (*placed, *removed)}
     jobs = tuple(
-        replace(job, tasks=tuple(after(job, t) for t in job.tasks), ends_by_s=_ends_by_s(snapshot, job))
+        replace(
+            job,
+            tasks=tuple(after(job, t) for t in job.tasks),
+            ends_by_s=_ends_by_s(snapshot, job),
+            spare_disruptions=_spare(job, sum(1 for uid, _ in removed if uid == job.uid)),
+        )
         if job.uid in changed
         else job
         for job in snapshot.jobs
@@ -141,6 +146,10 @@ def carry_out(snapshot: Snapshot, plan: Plan) -> Snapshot:
     gone = {*plan.withdrawals, *placed, *((c.uid, c.index) for c in plan.claims)}
     claims = [c for c in snapshot.claims if (c.uid, c.index) not in gone]
     return replace(snapshot, jobs=jobs, claims=(*claims, *plan.claims))
+
+
+def _spare(job: JobView, num_removed: int) -> int | None:
+    return None if job.spare_disruptions is None else job.spare_disruptions - num_removed
 
 
 def _placed(placement: Placement, now_s: float) -> TaskView:
@@ -178,7 +187,7 @@ def vacate(snapshot: Snapshot) -> Snapshot:
 def _left(job: JobView, task: TaskView) -> TaskView | None:
     if not task.leaving:
         return task
-    wanted = task.index < job.desired and not job.stopping
+    wanted = job.wants(task.index) and not job.stopping
     return TaskView(task.index, pending=True) if wanted else None
 
 

@@ -52,12 +52,13 @@ def describe_free(snapshot: Snapshot, job: JobView, max_machines: int = 6) -> st
     free = {
         m.name: _masked(board.free_for(m.name, mine), job.spec.resources)
         for m in snapshot.machines
-        if m.has_type(job.spec.accelerator_type)
+        if m.has_type(job.spec.accelerator_type) and m.name not in snapshot.closed
     }
-    if not free:
+    closed = [f"{name}: is being drained" for name in snapshot.closed[:max_machines]]
+    if not free and not closed:
         return "no such machine" if snapshot.machines else "no machine has joined"
     rows = [(n, r) for n, r in free.items() if not r.is_zero()]
-    shown = [f"{name}: {room.describe()}" for name, room in rows[:max_machines]]
+    shown = [f"{name}: {room.describe()}" for name, room in rows[:max_machines]] + closed
     more = f", and {len(rows) - max_machines} more machines" if len(rows) > max_machines else ""
     return ("; ".join(shown) or "nothing") + more
 

@@ -181,7 +181,7 @@ class Api:
 
     async def machines(self, request: Request) -> Response:
         state, use = self._control.state, self._control.measurements.use
-        return _items(machine_status(state, m, use) for _, m in sorted(state.machines.items()))
+        return _items(machine_status(state, m, use, time.time()) for _, m in sorted(state.machines.items()))
 
     async def series(self, request: Request) -> Response:
         now_s = time.time()
@@ -519,6 +519,7 @@ def make_app(control: ControlPlane) -> ASGIApp:
         ("GET", "/v1/jobs/{name}/history"): lifecycle.history,
         ("POST", "/v1/jobs/{name}/rollback"): lifecycle.rollback,
         ("POST", "/v1/jobs/{name}/promote"): lifecycle.promote,
+        ("POST", "/v1/machines/{name}/drain"): lifecycle.drain,
         ("GET", "/v1/jobs/{name}/spec"): api.spec,
         ("GET", "/v1/jobs/{name}/why"): api.why,
         ("GET", "/v1/jobs/{name}/logs"): api.logs,

@@ -148,7 +148,7 @@ class ControlPlane:
                 await asyncio.sleep(RETRY_JOURNAL_S)
 
     def _needs_ticks(self) -> bool:
-        return bool(self.state.live_uids)
+        return bool(self.state.live_uids) or any(not d.drained for d in self.state.drains.values())
 
     def _take(self, batch: Sequence[tuple[Input, _Waiter]]) -> bool:
         """Decide one batch; return False if the journal did not accept it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,14 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tidecell.cell.state import Job
-from tidecell.client.views import JobStatus, RollbackBody, VersionView
+from tidecell.client.views import DrainBody, JobStatus, MachineStatus, RollbackBody, VersionView
 from tidecell.server.control import ControlPlane
 from tidecell.server.openapi import Operation
 from tidecell.server.users import asker
-from tidecell.server.views import version_views
+from tidecell.server.views import machine_status, version_views
 from tidecell.structs.errors import NotFoundError, RefusedError
 from tidecell.structs.job import JobSpec
-from tidecell.structs.lifecycle import PromoteRequested, RollbackRequested, SpecChanged
+from tidecell.structs.lifecycle import DrainRequested, PromoteRequested, RollbackRequested, SpecChanged
 
 T = TypeVar("T")
 MAX_BODY_BYTES = 4 << 20
@@ -83,6 +84,15 @@ class LifecycleApi:
         await self._control.ask(PromoteRequested(self._job(request).spec.name, who(request)))
         return _json(self._status(self._job(request)))
 
+    async def drain(self, request: Request) -> Response:
+        """Empty a machine for maintenance, or take that back."""
+        body, name = await _read(request, DrainBody), request.path_params["name"]
+        start_s = body.start_s or time.time()
+        wanted = DrainRequested(name, start_s, start_s + body.deadline_s, body.cancel, who(request))
+        await self._control.ask(wanted)
+        state, use = self._control.state, self._control.measurements.use
+        return _json(machine_status(state, state.machines[name], use, time.time()))
+
 
 async def _read(request: Request, kind: type[T]) -> T:
     body = await request.body()
@@ -105,4 +115,11 @@ OPERATIONS = (
         "POST", "/v1/jobs/{name}/rollback", "Bring an earlier version back", JobStatus, body=RollbackBody
     ),
     Operation("POST", "/v1/jobs/{name}/promote", "Let its update go on", JobStatus),
+    Operation(
+        "POST",
+        "/v1/machines/{name}/drain",
+        "Empty a machine for maintenance, or take that back",
+        MachineStatus,
+        body=DrainBody,
+    ),
 )

@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 
+from tidecell.cell.drains import describe_drain
 from tidecell.cell.rollout import progress, waits_for
 from tidecell.cell.state import CellState, Job, Machine, Task
 from tidecell.cell.usage import machine_use
@@ -13,6 +14,7 @@ from tidecell.cell.versions import version_of, versions
 from tidecell.client.specform import spec_diff
 from tidecell.client.views import (
     ArrayStatus,
+    DrainStatus,
     JobStatus,
     MachineStatus,
     TaskStatus,
@@ -171,7 +173,7 @@ def _last_event(job: Job) -> str:
     return ""
 
 
-def machine_status(state: CellState, machine: Machine, use: Use) -> MachineStatus:
+def machine_status(state: CellState, machine: Machine, use: Use, now_s: float = 0.0) -> MachineStatus:
     """Return one machine as the API shows it."""
     entry = machine_use(state)[machine.spec.name]
     cpu_used = memory_used = count = 0
@@ -193,7 +195,17 @@ def machine_status(state: CellState, machine: Machine, use: Use) -> MachineStatu
         memory_used_bytes=memory_used,
         accelerators=machine.spec.accelerators,
         attributes=machine.spec.attributes,
+        drain=_drain_status(state, machine, count, now_s),
     )
+
+
+def _drain_status(state: CellState, machine: Machine, num_tasks: int, now_s: float) -> DrainStatus | None:
+    drain = state.drains.get(machine.spec.name)
+    if drain is None:
+        return None
+    text = describe_drain(drain, now_s, num_tasks)
+    drained = num_tasks == 0 and now_s >= drain.start_s
+    return DrainStatus(drain.start_s, drain.deadline_s, text, drain.who, drained)
 
 
 def is_done(job: Job) -> bool:

@@ -135,7 +135,7 @@ function bar(label, capacity, reserved, used, format) {
 export function machinesTable({ machines = [] }) {
   const rows = machines.map((m) =>
     h("tr", { key: m.name }, [
-      head(m.name, h("div", { class: "sub" }, m.up ? (m.draining ? "◑ draining" : "● up") : "○ down", ` · ${plural(m.num_tasks ?? 0, "task")} · ${m.isolation}`)),
+      head(m.name, h("div", { class: "sub" }, m.up ? (m.drain ? `◑ ${m.drain.text}` : "● up") : "○ down", ` · ${plural(m.num_tasks ?? 0, "task")} · ${m.isolation}`)),
       h("td", { class: "wide" }, [
         bar("Cores", m.capacity.cpu_millis ?? 0, m.reserved.cpu_millis ?? 0, m.cpu_used_millis ?? 0, cores),
         bar("Memory", m.capacity.memory_bytes ?? 0, m.reserved.memory_bytes ?? 0, m.memory_used_bytes ?? 0, bytes),
