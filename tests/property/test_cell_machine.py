@@ -27,8 +27,10 @@ from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import Snapshot
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import (
+    Amount,
     Band,
     Cause,
+    Disruptions,
     JobSpec,
     Kind,
     Preemption,
@@ -39,7 +41,9 @@ from tidecell.structs.job import (
     RetryOn,
     Scaling,
     TaskState,
+    Update,
 )
+from tidecell.structs.lifecycle import DrainRequested, PromoteRequested, RollbackRequested, SpecChanged
 from tidecell.structs.messages import (
     Claim,
     ControlStarted,
@@ -105,6 +109,20 @@ priorities = st.builds(Priority, st.sampled_from(Band), st.integers(-1, 1))
 
 
 @st.composite
+def updates(draw: st.DrawFn, service: bool) -> Update:
+    amounts = st.sampled_from([None, Amount(0), Amount(1), Amount(50, percent=True)])
+    return Update(
+        max_unavailable=draw(amounts),
+        max_surge=draw(amounts) if service else None,
+        canary=draw(st.sampled_from([0, 0, 1])) if service else 0,
+        auto_revert=draw(st.booleans()),
+        healthy_after_s=draw(st.sampled_from([0.0, 5.0])),
+        deadline_s=30.0,
+        max_disruptions=draw(st.sampled_from([0, 0, 1])),
+    )
+
+
+@st.composite
 def job_specs(draw: st.DrawFn) -> JobSpec:
     service = draw(st.booleans())
     replicas = draw(ranges)
@@ -130,6 +148,10 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         after=tuple(draw(st.sampled_from([(), (), (), ("n0",)]))),
         team=draw(st.sampled_from(TEAMS)),
         scaling=Scaling() if service and replicas.min < replicas.max and draw(st.booleans()) else None,
+        update=draw(updates(service)),
+        disruptions=draw(
+            st.sampled_from([None, None, Disruptions(Amount(1)), Disruptions(Amount(50, True))])
+        ),
     )
 
 
@@ -317,6 +339,34 @@ class CellMachine(RuleBasedStateMachine):
         job = self.cell.state.find(self.some_job(data))
         self.tick(DesiredProposed(job.uid if job is not None else "nobody.1", desired, "load"))
 
+    @rule(data=st.data(), change=st.sampled_from(["run", "labels", "update", "resources", "grace"]))
+    def apply(self, data: st.DataObject, change: str) -> None:
+        job = self.cell.state.find(self.some_job(data))
+        if job is None:
+            return
+        spec = job.spec
+        changed = {
+            "run": lambda: {"run": data.draw(st.sampled_from(["x", "y", "z"]))},
+            "labels": lambda: {"labels": {"k": data.draw(st.sampled_from("ab"))}},
+            "update": lambda: {"update": data.draw(updates(spec.is_service))},
+            "resources": lambda: {"resources": Resources(data.draw(st.sampled_from([500, 1000, 2500])))},
+            "grace": lambda: {"grace_period_s": data.draw(st.sampled_from([0.0, 5.0]))},
+        }[change]()
+        self.ask(SpecChanged(msgspec.structs.replace(spec, **changed), "ana"))
+
+    @rule(data=st.data(), version=st.integers(0, 4))
+    def roll_back(self, data: st.DataObject, version: int) -> None:
+        self.ask(RollbackRequested(self.some_job(data), version))
+
+    @rule(data=st.data())
+    def promote(self, data: st.DataObject) -> None:
+        self.ask(PromoteRequested(self.some_job(data)))
+
+    @rule(name=st.sampled_from([*sorted(MACHINES), "nowhere"]), cancel=st.booleans(), wait=st.booleans())
+    def drain(self, name: str, cancel: bool, wait: bool) -> None:
+        start_s = self.cell.now_s + 20.0 if wait else 0.0
+        self.ask(DrainRequested(name, start_s, self.cell.now_s + 50.0, cancel))
+
     # --------------------------------------------------------------------------- what engines say
 
     @precondition(lambda self: self.processes(up=False))
@@ -500,6 +550,25 @@ class CellMachine(RuleBasedStateMachine):
             assert trace.waiting[job.uid].detail
 
     @invariant()
+    def slots_beyond_the_wanted_number_stand_in_for_others_or_for_an_update(self) -> None:
+        for job in self.cell.state.live_jobs():
+            assert all(i >= job.desired for i in job.extra)
+            assert all(i < job.desired for i in job.vacant)
+            assert len(set(job.extra)) == len(job.extra)
+            assert len(job.vacant) <= len(job.extra)
+            if not job.spec.is_service:
+                assert not job.extra
+            if job.rollout is None and not self.cell.state.drains and job.stopping is None:
+                assert len(job.extra) == len(job.vacant), f"{job.uid} surges for nothing"
+
+    @invariant()
+    def a_closed_machine_takes_no_new_work(self) -> None:
+        for name, drain in self.cell.state.drains.items():
+            for job in self.cell.state.live_jobs():
+                for task in job.active_tasks():
+                    assert task.machine != name or task.placed_s <= drain.start_s, f"{job.uid} on {name}"
+
+    @invariant()
     def what_is_held_for_somebody_is_really_there(self) -> None:
         """What stays and what is held never exceed a machine, unless it was lost meanwhile."""
         state = self.cell.state
@@ -518,6 +587,8 @@ class CellMachine(RuleBasedStateMachine):
     def come_to_an_end(self) -> None:
         """Faults and quotas stop, services are stopped, programs succeed: every job that can run ends."""
         self.ask(PolicyProposed(None))
+        for name in list(self.cell.state.drains):
+            self.ask(DrainRequested(name, cancel=True))
         for name in MACHINES:
             self.seen(name)
         for job in list(self.cell.state.live_jobs()):
