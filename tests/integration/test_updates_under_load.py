@@ -84,3 +84,24 @@ def test_labels_and_grace_period_change_in_place(
     job = client.job("web")
     assert (job.labels, job.version) == ({"tier": "front"}, 2)
     assert sorted(t.pid for t in job.tasks) == pids
+
+
+HANGS = (
+    SERVER.replace("class H", "BORN = time.time()\nclass H")
+    .replace("def do_GET(self):", 'def do_GET(self):\n        if self.path == "/alive": self.hang()', 1)
+    .replace(
+        "    def log_message",
+        '    def hang(self):\n        first = os.environ["TIDECELL_ATTEMPT"] == "1"\n'
+        "        time.sleep(30 if first and time.time() > BORN + 1 else 0)\n    def log_message",
+    )
+)
+
+
+def test_a_replica_that_hangs_is_started_again_by_its_liveness_probe(
+    cell, client: Client, wait_until: Callable[..., None], tmp_path: Path
+) -> None:
+    probes = {"ready": "/health", "alive": "/alive", "every": "200ms", "failures": 1}
+    path = write(tmp_path, run=[sys.executable, "-c", HANGS], probes=probes, replicas=1, grace_period="1s")
+    cell.tide("apply", "-y", "-f", path)
+    wait_until(lambda: client.job("web").tasks[0].attempt == 2 and client.job("web").ready == 1)
+    assert any("told to leave: unhealthy" in e.text for e in client.events("web", limit=100))

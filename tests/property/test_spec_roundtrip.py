@@ -112,11 +112,22 @@ def specs(draw: st.DrawFn) -> JobSpec:
         grace_period_s=draw(seconds),
         min_runtime_s=draw(seconds),
         checkpoint=draw(st.one_of(st.none(), st.builds(Checkpoint, words, seconds))),
-        retry=Retry(tuple(draw(st.lists(st.sampled_from(RetryOn), unique=True))), draw(st.integers(0, 9))),
+        retry=Retry(
+            tuple(draw(st.lists(st.sampled_from(RetryOn), unique=True))),
+            draw(st.integers(0, 9)),
+            tuple(draw(st.lists(st.integers(1, 255), unique=True, max_size=2))),
+            backoff_s := draw(seconds),
+            backoff_s + draw(seconds),
+        ),
         max_duration_s=draw(st.one_of(st.just(0.0), seconds)),
         after=tuple(n for n in draw(st.lists(names, unique=True, max_size=3)) if n != name),
         port=draw(st.integers(1, 65535)) if service else 0,
-        probes=Probes(draw(st.sampled_from(["", "/health"])), draw(seconds), draw(st.integers(1, 9)))
+        probes=Probes(
+            draw(st.sampled_from(["", "/health"])),
+            draw(seconds),
+            draw(st.integers(1, 9)),
+            draw(st.sampled_from(["", "/alive"])),
+        )
         if service
         else Probes(),
         scaling=Scaling("requests_per_second", draw(st.integers(1, 99)) / 4, draw(seconds), draw(seconds))

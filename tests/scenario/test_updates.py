@@ -35,6 +35,7 @@ from tidecell.structs.lifecycle import (
     SpecChanged,
 )
 from tidecell.structs.messages import StartTask, TaskNoticed, TaskPlaced
+from tidecell.structs.work import Array
 
 QUICK = Update(healthy_after_s=1.0, deadline_s=20.0)
 
@@ -288,3 +289,14 @@ def test_attempt_numbers_go_on_when_a_replica_is_scaled_away_and_back() -> None:
     cell.scale("web", 2, 2)
     cell.pass_time(5)
     assert [t.attempt for t in cell["web"].tasks] == [1, 2]
+
+
+def test_a_changed_array_keeps_its_items_and_later_ones_start_as_the_new_version() -> None:
+    cell = UpdateCell(cores=2.0)
+    cell.job("many", 1.0, (0, 2), array=Array(5), script=Script(runs_s=4.0))
+    cell.pass_time(1)
+    cell.apply("many", argv=("y",))
+    cell.pass_time(60)
+    assert (cell["many"].state, len(cell["many"].tasks)) == (TaskState.SUCCEEDED, 5)
+    starts = sorted((c.ref.index, c.spec.argv) for c in cell.engine.sent if isinstance(c, StartTask))
+    assert starts == [(i, ("x",) if i < 2 else ("y",)) for i in range(5)]

@@ -10,6 +10,7 @@ from tidecell.structs.lifecycle import (
     JobRevised,
     MachineDrained,
     MachineDraining,
+    MachineReleased,
     RolloutAdvanced,
     RolloutFinished,
     RolloutHalted,
@@ -77,7 +78,9 @@ def _ended(e: TaskEnded) -> str:
 _WORDS: dict[type[Event], Callable[[Any], str]] = {
     CellOpened: lambda e: f"control plane took over, epoch {e.epoch}",
     MachineJoined: lambda e: f"machine {e.spec.name} joined: {e.spec.capacity.describe()}",
-    MachineGone: lambda e: f"machine {e.name} is gone",
+    MachineGone: lambda e: (
+        f"machine {e.name} is gone" + (", as many others; its tasks wait for it" if e.release_s else "")
+    ),
     PolicySet: lambda e: _policy(e),
     JobAccepted: lambda e: f"accepted: {e.spec.kind.value}, {e.spec.replicas} replicas, {e.spec.priority}",
     JobRescaled: lambda e: f"replicas set to {e.replicas}",
@@ -106,6 +109,7 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     SlotClosed: lambda e: f"another replica stands in for the one at index {e.index}",
     MachineDraining: lambda e: f"machine {e.name} is drained" + _by(e.who),
     MachineDrained: lambda e: f"machine {e.name} holds no task any more",
+    MachineReleased: lambda e: f"machine {e.name} did not come back; its tasks are given up",
     DrainCancelled: lambda e: f"machine {e.name} takes work again" + _by(e.who),
 }
 

@@ -52,6 +52,8 @@ class Task:
     last_cause: Cause | None = None
     program: int = 1
     ready_s: float = 0.0
+    tried: dict[str, int] = field(default_factory=dict)  # failures by cause
+    failed_on: tuple[str, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -194,6 +196,9 @@ class Machine:
     spec: MachineSpec
     up: bool = True
     agent_seq: int = 0
+    lost_s: float = 0.0
+    release_s: float = 0.0
+    held: bool = False  # lost with many others: what it ran is not given up before ``release_s``
 
 
 @dataclass

@@ -12,6 +12,7 @@ from tidecell.structs.lifecycle import (
     JobRevised,
     MachineDrained,
     MachineDraining,
+    MachineReleased,
     RolloutAdvanced,
     RolloutFinished,
     RolloutHalted,
@@ -54,7 +55,7 @@ def _revised(state: CellState, event: JobRevised, at_s: float) -> None:
     if not same:  # what failed under the old program has not failed under the new one
         for task in job.tasks:
             if not task.active:
-                task.failures, task.not_before_s = 0, 0.0
+                task.failures, task.not_before_s, task.tried, task.failed_on = 0, 0.0, {}, ()
     job.spec, job.version, job.program = event.spec, event.version, event.program
     job.needs = event.needs
     if event.rolls:
@@ -123,6 +124,10 @@ def _drained(state: CellState, event: MachineDrained, at_s: float) -> None:
     state.drains[event.name].drained = True
 
 
+def _released(state: CellState, event: MachineReleased, at_s: float) -> None:
+    state.machines[event.name].held = False
+
+
 def _drain_cancelled(state: CellState, event: DrainCancelled, at_s: float) -> None:
     state.drains.pop(event.name, None)
 
@@ -138,4 +143,5 @@ LIFECYCLE_APPLY: dict[type[Event], Any] = {
     MachineDraining: _draining,
     MachineDrained: _drained,
     DrainCancelled: _drain_cancelled,
+    MachineReleased: _released,
 }

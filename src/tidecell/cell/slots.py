@@ -13,6 +13,9 @@ LOOKAHEAD = 256  # items of an array that wait openly; the others wait behind th
 
 def resize(job: Job) -> None:
     """Make room for the maximum of the spec's replicas and bring the wanted number into its range."""
+    if job.spec.array is not None:  # of an array they only say how many items run at once
+        open_items(job)
+        return
     replicas = job.spec.replicas
     grow_to(job, replicas.max)
     wanted = replicas.max if job.spec.scaling is None else job.desired

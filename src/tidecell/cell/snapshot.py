@@ -49,7 +49,7 @@ def _waits(job: Job, task: Task) -> bool:
 
 def _task_view(task: Task) -> TaskView:
     if not task.active:
-        return TaskView(task.index, pending=True, not_before_s=task.not_before_s)
+        return TaskView(task.index, pending=True, not_before_s=task.not_before_s, avoid=task.failed_on)
     return TaskView(
         index=task.index,
         machine=task.machine,

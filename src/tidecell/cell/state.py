@@ -101,11 +101,13 @@ def _machine_joined(state: CellState, event: MachineJoined, at_s: float) -> None
     if known is None:
         state.machines[event.spec.name] = Machine(event.spec)
     else:
-        known.spec, known.up = event.spec, True
+        known.spec, known.up, known.held = event.spec, True, False
 
 
 def _machine_gone(state: CellState, event: MachineGone, at_s: float) -> None:
-    state.machines[event.name].up = False
+    machine = state.machines[event.name]
+    machine.up, machine.lost_s, machine.release_s = False, at_s, event.release_s
+    machine.held = event.release_s > 0
 
 
 def _policy_set(state: CellState, event: PolicySet, at_s: float) -> None:
@@ -197,6 +199,8 @@ def _task_placed(state: CellState, event: TaskPlaced, at_s: float) -> None:
         failures=task.failures,
         last_cause=task.last_cause,
         program=job.program,
+        tried=task.tried,
+        failed_on=task.failed_on,
     )
     open_items(job)
     if job.rollout is not None and job.program == job.rollout.program:
@@ -244,7 +248,7 @@ def _task_ended(state: CellState, event: TaskEnded, at_s: float) -> None:
     task.ended_s, task.notice, task.ready, task.pid, task.port = at_s, None, False, 0, 0
     task.accelerators, task.resources, task.shape, task.envelope = (), Resources(), 0, ""
     task.last_cause = event.cause
-    task.failures = event.failures
+    task.failures, task.tried, task.failed_on = event.failures, event.tried, event.failed_on
     task.not_before_s = event.not_before_s
     _ack(state, event.machine, event.agent_seq)
     trim(job)

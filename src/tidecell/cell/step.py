@@ -16,18 +16,21 @@ from msgspec.structs import replace
 from tidecell.cell.admission import check_admissible, check_capacity, resolve_needs
 from tidecell.cell.disruptions import spare_disruptions
 from tidecell.cell.drains import note_drained, request_drain
+from tidecell.cell.endings import task_ended
+from tidecell.cell.losses import give_up_held, lost_tasks, release_at
 from tidecell.cell.quota import begin_periods, check_priority, check_quota
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.verify import verify_plan
 from tidecell.cell.versions import earlier, restored, revise, spec_of
 from tidecell.structs.errors import ConflictError, NotFoundError, RefusedError
-from tidecell.structs.job import Cause, JobSpec, Replicas, RetryOn, TaskState
+from tidecell.structs.job import Cause, JobSpec, Replicas, TaskState
 from tidecell.structs.lifecycle import (
     DrainRequested,
     PromoteRequested,
     RollbackRequested,
     RolloutPromoted,
     SpecChanged,
+    TaskUnhealthy,
 )
 from tidecell.structs.messages import (
     CellOpened,
@@ -55,7 +58,7 @@ from tidecell.structs.messages import (
     StartTask,
     StopTask,
     TaskDown,
-    TaskEnded,
+    TaskNoticed,
     TaskProbed,
     TaskReadiness,
     TaskRef,
@@ -64,10 +67,6 @@ from tidecell.structs.messages import (
     TaskUp,
     Tick,
 )
-
-BACKOFF_FIRST_S = 0.5
-BACKOFF_MAX_S = 60.0
-STABLE_AFTER_S = 300.0  # a task that ran this long starts counting failures anew
 
 
 @dataclass
@@ -231,7 +230,7 @@ def _machine_seen(state: CellState, message: MachineSeen, now_s: float) -> Decis
                 decision.commands.append(start_command(job, task, ref))
             else:
                 lost = TaskDown(ref, task.machine, exit_code=-1, lost=True)
-                decision.events += _ended(state, job, task, lost, now_s)
+                decision.events.append(task_ended(job, task, lost, now_s))
             _touch(decision, job.uid)
     for stray in sorted(running):
         decision.commands.append(StopTask(stray, message.spec.name, Cause.CANCEL, 0.0))
@@ -263,13 +262,12 @@ def _machine_lost(state: CellState, message: MachineLost, now_s: float) -> Decis
     known = state.machines.get(message.name)
     if known is None or not known.up:
         return Decision()
-    decision = Decision([MachineGone(message.name)], touched=set())
-    for job in state.live_jobs():
-        for task in job.active_tasks():
-            if task.machine == message.name:
-                down = TaskDown(state.ref(job, task), task.machine, exit_code=-1, lost=True)
-                decision.events += _ended(state, job, task, down, now_s)
-                _touch(decision, job.uid)
+    release_s = release_at(state.machines.values(), now_s)
+    decision = Decision([MachineGone(message.name, release_s)], touched=set())
+    for job, task in lost_tasks(state, [message.name]) if not release_s else ():
+        down = TaskDown(state.ref(job, task), task.machine, exit_code=-1, lost=True)
+        decision.events.append(task_ended(job, task, down, now_s))
+        _touch(decision, job.uid)
     return decision
 
 
@@ -288,75 +286,7 @@ def _task_down(state: CellState, message: TaskDown, now_s: float) -> Decision:
     if task is None or not task.active:
         return Decision()  # told before, or a start that we gave up
     job = state.jobs[message.ref.uid]
-    return Decision(list(_ended(state, job, task, message, now_s)), touched={job.uid})
-
-
-def _ended(state: CellState, job: Job, task: Task, down: TaskDown, now_s: float) -> list[Event]:
-    """Decide what the end of one start means for its task."""
-    cause = task.notice.cause if task.notice is not None else (Cause.LOST if down.lost else None)
-    ran_s = now_s - task.started_s if task.started_s else 0.0
-    failures = 0 if ran_s >= STABLE_AFTER_S else task.failures
-    message = _describe_end(down)
-    then, not_before_s = TaskState.PENDING, 0.0
-    if job.stopping is not None:
-        then = TaskState.SUCCEEDED if _clean_end(job, down) else _STOPPED_AS[job.stopping.cause]
-    elif task.notice is not None and not down.completed:
-        # Left as told: runs again when there is room. A new version starts with a clean slate.
-        failures = 0 if task.notice.cause is Cause.UPDATE else failures
-    elif down.exit_code == 0 and not down.error and not down.lost and not job.spec.is_service:
-        then = TaskState.SUCCEEDED
-    else:
-        failures += 1
-        if _is_on_trial(job, task) and not job.spec.is_service:
-            failures = max(failures, job.spec.retry.max + 1)  # given up: the job goes back to what ran before
-        elif _may_retry(job, down, failures):
-            not_before_s = now_s + min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (failures - 1))
-        else:
-            then = TaskState.FAILED
-    event = TaskEnded(
-        down.ref, then, down.machine, down.exit_code, cause, message, not_before_s, failures, down.agent_seq
-    )
-    return [event]
-
-
-_STOPPED_AS = {
-    Cause.CANCEL: TaskState.CANCELLED,
-    Cause.FAILED: TaskState.CANCELLED,
-    Cause.COMPLETED: TaskState.SUCCEEDED,
-    Cause.TIMEOUT: TaskState.TIMEOUT,
-}
-
-
-def _clean_end(job: Job, down: TaskDown) -> bool:
-    finished_work = down.completed and down.exit_code == 0
-    return finished_work or (job.stopping is not None and job.stopping.cause is Cause.COMPLETED)
-
-
-def _is_on_trial(job: Job, task: Task) -> bool:
-    """Whether this start shows if a new version is any good, and there is one to go back to."""
-    rollout = job.rollout
-    return rollout is not None and task.program == rollout.program and rollout.revert_to > 0
-
-
-def _may_retry(job: Job, down: TaskDown, failures: int) -> bool:
-    """Services come back always; jobs as their retry policy says."""
-    if job.spec.is_service and (not down.error or job.rollout is not None):
-        return True  # a version that cannot start ends its update, not the service
-    interrupted = down.lost or (down.exit_code == -9 and not down.out_of_memory)
-    cause = RetryOn.INTERRUPTION if interrupted else RetryOn.ERROR
-    return cause in job.spec.retry.on and failures <= job.spec.retry.max
-
-
-def _describe_end(down: TaskDown) -> str:
-    if down.error:
-        return down.error
-    if down.lost:
-        return "its machine or agent went away"
-    if down.out_of_memory:
-        return "killed: more memory than its limit"
-    if down.exit_code < 0:
-        return f"killed by signal {-down.exit_code}"
-    return f"exit code {down.exit_code}" if down.exit_code else ""
+    return Decision([task_ended(job, task, message, now_s)], touched={job.uid})
 
 
 def _probed(state: CellState, message: TaskProbed, now_s: float) -> Decision:
@@ -364,6 +294,17 @@ def _probed(state: CellState, message: TaskProbed, now_s: float) -> Decision:
     if task is None or not task.active or task.ready == message.ready:
         return Decision()
     return Decision([TaskReadiness(message.ref, message.ready)], touched={message.ref.uid})
+
+
+def _unhealthy(state: CellState, message: TaskUnhealthy, now_s: float) -> Decision:
+    """A replica that does not answer any more is started again; requests on it get its grace period."""
+    task = state.task(message.ref)
+    if task is None or task.state is not TaskState.RUNNING or task.notice is not None:
+        return Decision()
+    job = state.jobs[message.ref.uid]
+    size = len(job.staying_tasks()) - 1
+    told = TaskNoticed(message.ref, Cause.UNHEALTHY, now_s + job.spec.grace_period_s, size)
+    return Decision([told], touched={job.uid})
 
 
 def _drained(state: CellState, message: ReplicaDrained, now_s: float) -> Decision:
@@ -411,7 +352,7 @@ def _drain(state: CellState, message: DrainRequested, now_s: float) -> Decision:
 
 
 def _tick(state: CellState, message: Tick, now_s: float) -> Decision:
-    return Decision(note_drained(state, now_s) if state.drains else [], touched=None)
+    return Decision([*give_up_held(state, now_s), *note_drained(state, now_s)], touched=None)
 
 
 _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
@@ -433,6 +374,7 @@ _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
     RollbackRequested: _rollback,
     PromoteRequested: _promote,
     DrainRequested: _drain,
+    TaskUnhealthy: _unhealthy,
 }
 
 __all__ = ["Decision", "start_command", "step", "stop_command"]

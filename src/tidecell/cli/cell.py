@@ -8,10 +8,11 @@ from collections.abc import Callable
 import click
 
 from tidecell.cli import lifecycle
-from tidecell.cli.show import err, out, print_json, print_table
+from tidecell.cli.show import clock, err, out, print_json, print_table
 from tidecell.client.client import Client
 from tidecell.client.home import Config, Home
 from tidecell.client.units import parse_cpu, parse_size
+from tidecell.client.views import MachineStatus
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.resources import format_bytes, format_cpu
 
@@ -110,7 +111,7 @@ def machines(as_json: bool) -> None:
         [
             (
                 m.name,
-                ("up" if m.up else "gone") + (f", {m.drain.text}" if m.drain is not None else ""),
+                _machine_state(m),
                 f"{format_cpu(m.reserved.cpu_millis)} of {format_cpu(m.capacity.cpu_millis)}",
                 format_cpu(round(m.cpu_used_millis, -1)),
                 f"{format_bytes(m.reserved.memory_bytes)} of {format_bytes(m.capacity.memory_bytes)}",
@@ -122,6 +123,15 @@ def machines(as_json: bool) -> None:
             for m in rows
         ],
     )
+
+
+def _machine_state(machine: MachineStatus) -> str:
+    parts = ["up" if machine.up else "gone"]
+    if machine.held_until_s:
+        parts.append(f"its tasks wait for it until {clock(machine.held_until_s)}")
+    if machine.drain is not None:
+        parts.append(machine.drain.text)
+    return ", ".join(parts)
 
 
 @click.command()

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tidecell.client.document import Node, read_data, read_text
-from tidecell.client.schema_lifecycle import read_disruptions, read_update
+from tidecell.client.schema_lifecycle import read_disruptions, read_retry, read_update
 from tidecell.client.schema_work import read_array, work_rules
 from tidecell.client.section import (
     NAME_HINT,
@@ -26,7 +26,6 @@ from tidecell.client.section import (
     plainly,
     positive,
     positive_duration,
-    retry_on,
     text_of,
     whole_number,
 )
@@ -56,7 +55,6 @@ from tidecell.structs.job import (
     Priority,
     Probes,
     Replicas,
-    Retry,
     Scaling,
 )
 from tidecell.structs.resources import Resources
@@ -161,7 +159,7 @@ class _SpecReader:
             grace_period_s=top.take("grace_period", duration, 30.0),
             min_runtime_s=top.take("min_runtime", duration, 0.0),
             checkpoint=self._checkpoint(),
-            retry=self._retry(),
+            retry=read_retry(top),
             max_duration_s=top.take("max_duration", positive_duration, 0.0),
             after=top.take("after", names, ()),
             port=top.take("port", whole_number(1, 65535), 0),
@@ -247,15 +245,6 @@ class _SpecReader:
         every_s = section.take("every", positive_duration, Checkpoint("").every_s)
         return Checkpoint(section.take("path", filled, ""), every_s)
 
-    def _retry(self) -> Retry:
-        section = self.top.section("retry")
-        if section is None:
-            return Retry()
-        return Retry(
-            section.take("on", retry_on, Retry().on),
-            section.take("max", whole_number(0, 1000), Retry().max),
-        )
-
     def _probes(self, service: bool) -> Probes:
         ready = "/health" if service and self.top.has("model") else ""
         section = self.top.section("probes")
@@ -265,6 +254,7 @@ class _SpecReader:
             ready=section.take("ready", http_path, ready),
             every_s=section.take("every", positive_duration, Probes().every_s),
             failures=section.take("failures", whole_number(1, 1000), Probes().failures),
+            alive=section.take("alive", http_path, ""),
         )
 
     def _scaling(self) -> Scaling | None:

@@ -1,13 +1,13 @@
-"""The keys ``update`` and ``disruptions`` of a spec: how running replicas may be disturbed. Pure."""
+"""The keys ``update``, ``disruptions`` and ``retry`` of a spec. Pure."""
 
 from __future__ import annotations
 
 import re
 
 from tidecell.client.document import Node
-from tidecell.client.section import Section, duration, positive_duration, whole_number
+from tidecell.client.section import Section, duration, list_of, positive_duration, retry_on, whole_number
 from tidecell.client.units import UnitError, show
-from tidecell.structs.job import Amount, Disruptions, Update
+from tidecell.structs.job import Amount, Disruptions, Retry, Update
 
 _PERCENT = re.compile(r"(\d{1,3})\s*%")
 _SERVICE_ONLY = ("max_surge", "canary")
@@ -59,6 +59,29 @@ def read_update(top: Section, service: bool) -> Update:
     if update.deadline_s <= update.healthy_after_s:
         section.note("deadline", "is not after healthy_after", "give replicas time to become healthy")
     return update
+
+
+def exit_codes(node: Node) -> tuple[int, ...]:
+    """A list of exit statuses of a program that failed."""
+    return list_of(node, whole_number(1, 255))
+
+
+def read_retry(top: Section) -> Retry:
+    """Return which failures start a task again."""
+    section = top.section("retry")
+    if section is None:
+        return Retry()
+    default = Retry()
+    retry = Retry(
+        on=section.take("on", retry_on, default.on),
+        max=section.take("max", whole_number(0, 1000), default.max),
+        exit_codes=section.take("exit_codes", exit_codes, ()),
+        backoff_s=section.take("backoff", positive_duration, default.backoff_s),
+        backoff_max_s=section.take("backoff_max", positive_duration, default.backoff_max_s),
+    )
+    if retry.backoff_s > retry.backoff_max_s and "backoff" not in section.bad:
+        section.note("backoff", "is longer than backoff_max", "make the first pause the shorter one")
+    return retry
 
 
 def read_disruptions(top: Section) -> Disruptions | None:

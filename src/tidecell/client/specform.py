@@ -115,12 +115,18 @@ def _array(array: Array, parallel: int) -> dict[str, Any]:
 
 
 def _retry(retry: Retry) -> dict[str, Any]:
-    return {"on": [r.value for r in retry.on], "max": retry.max}
+    return {
+        "on": [r.value for r in retry.on],
+        "max": retry.max,
+        "exit_codes": list(retry.exit_codes),
+        "backoff": format_duration(retry.backoff_s),
+        "backoff_max": format_duration(retry.backoff_max_s),
+    }
 
 
 def _probes(probes: Probes) -> dict[str, Any]:
-    every = format_duration(probes.every_s)
-    return {**({"ready": probes.ready} if probes.ready else {}), "every": every, "failures": probes.failures}
+    paths = {word: path for word, path in (("ready", probes.ready), ("alive", probes.alive)) if path}
+    return {**paths, "every": format_duration(probes.every_s), "failures": probes.failures}
 
 
 def _scaling(scaling: Scaling) -> dict[str, Any]:

@@ -184,7 +184,10 @@ class DrainStatus(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class MachineStatus(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One machine: what it has, what is reserved, what is really used."""
+    """One machine: what it has, what is reserved, what is really used.
+
+    ``held_until_s``: it was lost with many others; until then what it ran is not started elsewhere.
+    """
 
     name: str
     up: bool
@@ -198,6 +201,7 @@ class MachineStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     accelerators: tuple[Accelerator, ...] = ()
     attributes: dict[str, str] = {}
     drain: DrainStatus | None = None
+    held_until_s: float = 0.0
 
 
 class Report(msgspec.Struct, frozen=True):

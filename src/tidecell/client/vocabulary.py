@@ -16,8 +16,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "replicas": ("min", "max"),
     "array": ("count", "parallel", "sweep", "samples", "seed"),
     "checkpoint": ("path", "every"),
-    "retry": ("on", "max"),
-    "probes": ("ready", "every", "failures"),
+    "retry": ("on", "max", "exit_codes", "backoff", "backoff_max"),
+    "probes": ("ready", "alive", "every", "failures"),
     "scaling": ("metric", "target", "up_delay", "down_delay"),
     "update": (
         *("max_unavailable", "max_surge", "canary", "auto_revert", "healthy_after", "deadline"),

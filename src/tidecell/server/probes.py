@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from tidecell.cell.state import CellState
 from tidecell.structs.job import Probes, TaskState
+from tidecell.structs.lifecycle import TaskUnhealthy
 from tidecell.structs.messages import TaskProbed, TaskRef
 
 UNREADY_EVERY_S = 0.1
@@ -42,10 +43,13 @@ async def probe(host: str, port: int, path: str) -> bool:
 class Prober:
     """Probes every running replica of the cell and says when a verdict changes."""
 
-    def __init__(self, state: Callable[[], CellState], say: Callable[[TaskProbed], None]) -> None:
+    def __init__(
+        self, state: Callable[[], CellState], say: Callable[[TaskProbed | TaskUnhealthy], None]
+    ) -> None:
         self._state = state
         self._say = say
         self._watchers: dict[TaskRef, asyncio.Task[None]] = {}
+        self._probes: dict[TaskRef, Probes] = {}  # as each is watched by; a spec may change
 
     def follow(self) -> None:
         """Start watching replicas that are new, stop watching those that are gone."""
@@ -58,13 +62,16 @@ class Prober:
                 if task.state is TaskState.RUNNING and task.port:
                     machine = state.machines[task.machine].spec
                     wanted[state.ref(job, task)] = (machine.address, task.port, job.spec.probes)
-        for ref in set(self._watchers) - set(wanted):
-            self._watchers.pop(ref).cancel()
+        for ref in list(self._watchers):
+            if ref not in wanted or wanted[ref][2] != self._probes[ref]:
+                self._watchers.pop(ref).cancel()
         for ref in set(wanted) - set(self._watchers):
+            self._probes[ref] = wanted[ref][2]
             self._watchers[ref] = asyncio.create_task(self._watch(ref, *wanted[ref]))
+        self._probes = {ref: self._probes[ref] for ref in self._watchers}
 
     async def _watch(self, ref: TaskRef, host: str, port: int, probes: Probes) -> None:
-        ready, failures = False, 0
+        ready, failures, dead = False, 0, 0
         task = self._state().task(ref)
         if task is not None:
             ready = task.ready
@@ -74,6 +81,10 @@ class Prober:
             if good != ready and (good or failures >= probes.failures):
                 ready = good
                 self._say(TaskProbed(ref, ready))
+            if probes.alive and (ready or dead):
+                dead = 0 if await probe(host, port, probes.alive) else dead + 1
+                if dead >= probes.failures:
+                    self._say(TaskUnhealthy(ref))
             await asyncio.sleep(probes.every_s if ready else min(UNREADY_EVERY_S, probes.every_s))
 
     def close(self) -> None:

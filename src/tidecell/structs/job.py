@@ -125,15 +125,27 @@ class RetryOn(enum.StrEnum):
     """Causes of failure that a job may ask to be retried for."""
 
     ERROR = "error"
+    OUT_OF_MEMORY = "out-of-memory"  # part of error: naming it alone retries nothing else
     INTERRUPTION = "interruption"
+    LOST_MACHINE = "lost-machine"  # part of interruption
     NO_CAPACITY = "no-capacity"
 
 
 class Retry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Which failures start a task again, and how often."""
+    """Which failures start a task again, and how often.
+
+    Attributes:
+        max: Failures of one cause after which a task is given up; causes are counted apart.
+        exit_codes: Exit statuses that are retried though ``error`` is not named.
+        backoff_s: Pause after the first failure; it doubles with each that follows.
+        backoff_max_s: Longest pause.
+    """
 
     on: tuple[RetryOn, ...] = (RetryOn.INTERRUPTION,)
     max: int = 3
+    exit_codes: tuple[int, ...] = ()
+    backoff_s: float = 0.5
+    backoff_max_s: float = 60.0
 
 
 class Amount(msgspec.Struct, frozen=True):
@@ -225,6 +237,8 @@ class Probes(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         ready: HTTP path that answers 2xx when ready; empty: the port accepts connections.
+        alive: HTTP path that answers 2xx while the replica lives; empty: not asked. After ``failures``
+            failures in a row, counted from when it was ready first, the replica is started again.
         every_s: Seconds between probes.
         failures: Consecutive failures after which a ready replica is no longer ready.
     """
@@ -232,6 +246,7 @@ class Probes(msgspec.Struct, frozen=True, omit_defaults=True):
     ready: str = ""
     every_s: float = 1.0
     failures: int = 3
+    alive: str = ""
 
 
 class Shape(msgspec.Struct, frozen=True, omit_defaults=True):

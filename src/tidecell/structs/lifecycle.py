@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from tidecell.structs.job import JobSpec
-from tidecell.structs.message_base import Event, Input
+from tidecell.structs.message_base import Event, Input, TaskRef
 
 
 class SpecChanged(Input, frozen=True, tag=True):
@@ -46,7 +46,13 @@ class DrainRequested(Input, frozen=True, tag=True):
     who: str = ""
 
 
-LifecycleInput = SpecChanged | RollbackRequested | PromoteRequested | DrainRequested
+class TaskUnhealthy(Input, frozen=True, tag=True):
+    """A liveness probe failed too often: the replica does not answer any more."""
+
+    ref: TaskRef
+
+
+LifecycleInput = TaskUnhealthy | SpecChanged | RollbackRequested | PromoteRequested | DrainRequested
 
 
 class JobRevised(Event, frozen=True, tag=True):
@@ -139,8 +145,15 @@ class DrainCancelled(Event, frozen=True, tag=True):
     who: str = ""
 
 
+class MachineReleased(Event, frozen=True, tag=True):
+    """A machine that was lost with many others did not come back in time; its tasks were given up."""
+
+    name: str
+
+
 LifecycleEvent = (
-    JobRevised
+    MachineReleased
+    | JobRevised
     | RolloutPromoted
     | RolloutAdvanced
     | RolloutHalted

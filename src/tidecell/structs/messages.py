@@ -217,9 +217,13 @@ class MachineJoined(Event, frozen=True, tag=True):
 
 
 class MachineGone(Event, frozen=True, tag=True):
-    """A machine is no longer part of the cell."""
+    """A machine is not reached any more.
+
+    ``release_s``: lost with many others; its tasks are given up then, unless it comes back. 0: at once.
+    """
 
     name: str
+    release_s: float = 0.0
 
 
 class PolicySet(Event, frozen=True, tag=True):
@@ -329,7 +333,10 @@ class TaskStopping(Event, frozen=True, tag=True):
 
 
 class TaskEnded(Event, frozen=True, tag=True):
-    """A start of a task is over; ``then`` is PENDING where it will run again, else terminal."""
+    """A start of a task is over; ``then`` is PENDING where it will run again, else terminal.
+
+    ``failures`` counts those in a row, ``tried`` by cause, ``failed_on`` names the machines.
+    """
 
     ref: TaskRef
     then: TaskState
@@ -340,6 +347,8 @@ class TaskEnded(Event, frozen=True, tag=True):
     not_before_s: float = 0.0
     failures: int = 0
     agent_seq: int = 0
+    tried: dict[str, int] = msgspec.field(default_factory=dict)
+    failed_on: tuple[str, ...] = ()
 
 
 class Claimed(Event, frozen=True, tag=True):

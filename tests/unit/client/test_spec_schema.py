@@ -138,13 +138,15 @@ def test_every_mistake_of_a_file_is_listed(tmp_path: Path):
             hint: write cores above 0 in steps of 0.001: 8, 0.5, 500m
           line 9: resources.memory: '64G' has an unclear unit
             hint: write GB (powers of 1000) or GiB (of 1024)
-          line 10: retry.on: 'interuption' is not one of error, interruption, no-capacity
+          line 10: retry.on: 'interuption' is not one of CAUSES
             hint: did you mean 'interruption'?
           line 10: retry.max: -1 is not a whole number from 0 to 1000
           line 11: topology: not supported in this version
             hint: leave it out; replicas go where they fit
           line 12: max_duration: '2x' is no duration
-            hint: write seconds, or numbers with ms, s, m, h, d: 30, 90s, 10m, 1h30m, 2d""")
+            hint: write seconds, or numbers with ms, s, m, h, d: 30, 90s, 10m, 1h30m, 2d""").replace(
+        "CAUSES", ", ".join(RetryOn)
+    )
 
 
 def test_rules_across_keys(tmp_path: Path):
