@@ -2,173 +2,188 @@
 
 A ``Board`` knows what is free on each machine now, what will be free when leaving tasks are gone, and
 what is held: by claims (for a beneficiary whose victims are leaving) and by reservations (for a
-blocked job that others may not delay).
+blocked job that others may not delay). All of it is columns of a ``Fleet``, one row a machine.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
-from tidecell.structs.machine import MachineSpec
+import numpy as np
+
+from tidecell.scheduler.feasibility import PlacementClass, Room, choose_devices, placement_class
+from tidecell.scheduler.fleet import CPU, MEMORY, Fleet
+from tidecell.scheduler.snapshot import JobView, Kept, Snapshot, TaskView
+from tidecell.structs.job import JobSpec
 from tidecell.structs.messages import Claim
 from tidecell.structs.resources import GPU, Resources
 
-
-@dataclass
-class Slot:
-    """One machine on the board."""
-
-    spec: MachineSpec
-    used: Resources = field(default_factory=Resources)
-    leaving: Resources = field(default_factory=Resources)
-    busy: set[int] = field(default_factory=set)  # accelerators in use
-    busy_leaving: set[int] = field(default_factory=set)
-    reserved: Resources = field(default_factory=Resources)
-
-    def free(self) -> Resources:
-        """Return capacity less what tasks use; claims and reservations not counted."""
-        return self.spec.capacity - self.used
+Key = tuple[str, int]  # uid and index of a task
 
 
-def _at_least_zero(r: Resources) -> Resources:
-    return Resources(max(0, r.cpu_millis), max(0, r.memory_bytes), max(0, r.gpu_millis))
+class Spot(NamedTuple):
+    """Where a task goes: the row, which of its job's shapes it gets, and the devices."""
+
+    row: int
+    shape: int
+    devices: tuple[int, ...]
+
+
+def occupied_fleet(snapshot: Snapshot) -> Fleet:
+    """Return the fleet of a snapshot with everything on it that its tasks hold."""
+    fleet = Fleet.of(snapshot.machines, snapshot.closed)
+    for job in snapshot.jobs:
+        for task in job.tasks:
+            row = fleet.rows.get(task.machine) if task.machine else None
+            if row is None:
+                continue
+            fleet.occupy(row, task.resources, task.accelerators)
+            if task.leaving:
+                fleet.leave(row, task.resources, task.accelerators)
+    return fleet
 
 
 class Board:
-    """Mutable picture of the machines during one pass."""
+    """Mutable picture of the machines during one pass.
 
-    def __init__(self, snapshot: Snapshot, seed: int) -> None:
-        self.slots = {m.name: Slot(m) for m in snapshot.machines}
-        self.closed = frozenset(snapshot.closed)
-        self.claims: dict[tuple[str, int], Claim] = {(c.uid, c.index): c for c in snapshot.claims}
-        self._ties = {name: zlib.crc32(f"{seed}:{name}".encode()) if seed else 0 for name in self.slots}
-        for job in snapshot.jobs:
-            for task in job.tasks:
-                if task.machine in self.slots:
-                    self._occupy(task)
+    Attributes:
+        claims: What is held for tasks whose victims are leaving.
+        reserved: What blocked jobs will need from their expected start on, by row and device.
+        extra: What will be free by then on those rows beyond what is free now.
+    """
 
-    def _occupy(self, task: TaskView) -> None:
-        slot = self.slots[task.machine]
-        slot.used = slot.used + task.resources
-        slot.busy.update(task.accelerators)
-        if task.leaving:
-            slot.leaving = slot.leaving + task.resources
-            slot.busy_leaving.update(task.accelerators)
+    def __init__(self, snapshot: Snapshot, seed: int = 0, kept: Kept | None = None) -> None:
+        self.fleet = kept.fleet.copy() if kept is not None else occupied_fleet(snapshot)
+        fleet = self.fleet
+        self.rank_N = fleet.rank_N(seed)
+        self.free = Room(fleet.capacity_NR - fleet.used_NR, fleet.gpu_capacity_NG - fleet.gpu_used_NG)
+        self.claims: dict[Key, Claim] = {}
+        self.reserved: Room | None = None
+        self.extra: Room | None = None
+        self._devices: dict[Key, tuple[int, ...]] = {}  # columns that a claim holds
+        self._classes: dict[tuple[object, ...], PlacementClass] = {}
+        for claim in snapshot.claims:
+            if claim.machine in fleet.rows:
+                self.claim(claim)
 
-    def held_for_others(self, name: str, mine: Iterable[tuple[str, int]]) -> Resources:
-        """Return what claims of tasks other than ``mine`` hold on a machine."""
-        own = set(mine)
-        held = Resources()
-        for key, claim in self.claims.items():
-            if claim.machine == name and key not in own:
-                held = held + claim.resources
-        return held
+    # ------------------------------------------------------------------------------------ asking
 
-    def free_for(
+    def placement_class(self, spec: JobSpec, shape: int = 0) -> PlacementClass:
+        """Return where replicas of this job may go, worked out once a pass for all jobs alike."""
+        key = (spec.shapes[shape],)
+        found = self._classes.get(key)
+        if found is None:
+            found = self._classes[key] = placement_class(self.fleet, spec, shape)
+        return found
+
+    def room(
         self,
-        name: str,
-        mine: Iterable[tuple[str, int]] = (),
+        mine: Iterable[Key] = (),
         future: bool = False,
-        freed: Resources | None = None,
+        freed: Room | None = None,
         ignore_reserved: bool = False,
-    ) -> Resources:
-        """Return what these tasks may use on a machine.
+    ) -> Room:
+        """Return what these tasks may use of each row; the arrays are the caller's.
 
         Args:
-            name: The machine.
             mine: Tasks whose own claims count as free.
             future: Count what leaving tasks hold as free.
-            freed: Resources of further victims, counted as free.
+            freed: What further victims hold, counted as free.
             ignore_reserved: For work that ends before the reserved start.
         """
-        slot = self.slots[name]
-        free = slot.free() - self.held_for_others(name, mine)
+        room = self.free.copy()
+        for key in mine if self.claims else ():
+            claim = self.claims.get(key)
+            if claim is not None:
+                self._add(room, self.fleet.rows[claim.machine], claim.resources, self._devices[key], 1)
         if future:
-            free = free + slot.leaving
+            room.free_NR[:] += self.fleet.leaving_NR
+            room.gpu_NG[:] += self.fleet.gpu_leaving_NG
         if freed is not None:
-            free = free + freed
-        if not ignore_reserved:
-            free = free - slot.reserved
-        return _at_least_zero(free)
+            room.free_NR[:] += freed.free_NR
+            room.gpu_NG[:] += freed.gpu_NG
+        if self.reserved is not None and not ignore_reserved:
+            kept = self._kept_for_heads(future, freed)
+            room.free_NR[:] -= kept.free_NR
+            room.gpu_NG[:] -= kept.gpu_NG
+        return room
 
-    def fit(
-        self,
-        job: JobView,
-        indices: Sequence[int],
-        future: bool = False,
-        freed: dict[str, Resources] | None = None,
-        ignore_reserved: bool = False,
-    ) -> list[str] | None:
-        """Return a machine for each task, best fit first, or None if not all fit together."""
-        mine = [(job.uid, i) for i in indices]
-        room = {
-            name: self.free_for(name, mine, future, (freed or {}).get(name), ignore_reserved)
-            for name, slot in self.slots.items()
-            if name not in self.closed and slot.spec.has_type(job.spec.accelerator_type)
-        }
-        chosen = []
-        for index in indices:
-            name = self._choose(job, index, room)
-            if name is None:
-                return None
-            room[name] = room[name] - job.spec.resources
-            chosen.append(name)
-        return chosen
+    def _kept_for_heads(self, future: bool, freed: Room | None) -> Room:
+        """Return what reservations keep of a room; what it counts as free is no extra that is still to come."""
+        if self.reserved is None or self.extra is None:
+            raise ValueError("nothing is reserved")
+        extra = self.extra.copy()
+        if future:
+            extra.free_NR[:] -= self.fleet.leaving_NR
+            extra.gpu_NG[:] -= self.fleet.gpu_leaving_NG
+        if freed is not None:
+            extra.free_NR[:] -= freed.free_NR
+            extra.gpu_NG[:] -= freed.gpu_NG
+        free_NR = np.maximum(self.reserved.free_NR - np.maximum(extra.free_NR, 0), 0)
+        return Room(free_NR, np.maximum(self.reserved.gpu_NG - np.maximum(extra.gpu_NG, 0), 0))
 
-    def _choose(self, job: JobView, index: int, room: dict[str, Resources]) -> str | None:
-        claim = self.claims.get((job.uid, index))
-        if claim is not None and claim.machine in room and job.spec.resources.fits(room[claim.machine]):
-            return claim.machine
-        candidates = [n for n, free in room.items() if job.spec.resources.fits(free)]
-        return min(
-            candidates, key=lambda n: (self._left_over(n, room[n], job), self._ties[n], n), default=None
-        )
+    def free_for(self, name: str, mine: Iterable[Key] = ()) -> Resources:
+        """Return what these tasks may use of one machine, nothing below zero."""
+        return self.in_row(self.room(mine), self.fleet.rows[name])
 
-    def _left_over(self, name: str, free: Resources, job: JobView) -> float:
-        """Best fit: the share of the machine that stays free, the scarcest kind weighing most."""
-        capacity, left = self.slots[name].spec.capacity, free - job.spec.resources
-        share = left.cpu_millis / max(1, capacity.cpu_millis)
-        share += left.memory_bytes / max(1, capacity.memory_bytes)
-        return share + 4.0 * left.gpu_millis / GPU
+    @staticmethod
+    def in_row(room: Room, row: int) -> Resources:
+        """Return what a room has in one row, nothing below zero."""
+        cpu, memory = (max(0, int(room.free_NR[row, r])) for r in (CPU, MEMORY))
+        return Resources(cpu, memory, int(np.maximum(room.gpu_NG[row], 0).sum()))
 
-    def take(self, job: JobView, index: int, name: str) -> tuple[int, ...]:
-        """Use a machine for a task; return the accelerators it gets, lowest first."""
-        slot = self.slots[name]
-        free = [a.index for a in slot.spec.accelerators if a.index not in slot.busy]
-        given = tuple(free[: job.spec.resources.num_accelerators])
-        slot.used = slot.used + job.spec.resources
-        slot.busy.update(given)
-        self.claims.pop((job.uid, index), None)
-        return given
+    # ------------------------------------------------------------------------------------ moving
+
+    def take(self, job: JobView, index: int, spot: Spot, gone_by_heads: bool = False) -> Resources:
+        """Use a spot for a task, which may be gone before any reserved start; return what it is granted."""
+        self.unclaim((job.uid, index))
+        granted = job.spec.request(index, spot.shape)
+        self.fleet.occupy(spot.row, granted, spot.devices)
+        columns = self._columns(spot.row, spot.devices)
+        self._add(self.free, spot.row, granted, columns, -1)
+        if gone_by_heads and self.extra is not None:
+            self._add(self.extra, spot.row, granted, columns, 1)
+        return granted
 
     def leave(self, task: TaskView) -> None:
         """Mark a running task as leaving."""
-        slot = self.slots[task.machine]
-        slot.leaving = slot.leaving + task.resources
-        slot.busy_leaving.update(task.accelerators)
+        self.fleet.leave(self.fleet.rows[task.machine], task.resources, task.accelerators)
 
     def claim(self, claim: Claim) -> None:
-        """Hold capacity for a task."""
-        self.claims[claim.uid, claim.index] = claim
+        """Hold capacity for a task: what is free, or what leaving tasks still use."""
+        key, row = (claim.uid, claim.index), self.fleet.rows[claim.machine]
+        self.unclaim(key)
+        columns = self._columns(row, claim.accelerators) or self._devices_to_come(row, claim.resources)
+        self.claims[key], self._devices[key] = claim, columns
+        self._add(self.free, row, claim.resources, columns, -1)
 
-    def reserve(self, job: JobView, count: int) -> None:
-        """Hold what a blocked gang needs on the machines where it would fit soonest.
+    def unclaim(self, key: Key) -> bool:
+        """Hold nothing for a task any more; return whether anything was held."""
+        claim = self.claims.pop(key, None)
+        if claim is None:
+            return False
+        self._add(self.free, self.fleet.rows[claim.machine], claim.resources, self._devices.pop(key), 1)
+        return True
 
-        What work of unknown length may still use there is what the gang would leave free; hence a
-        component that the gang lacks now is closed to others altogether.
-        """
-        for _ in range(count):
-            names = [
-                n
-                for n, slot in self.slots.items()
-                if job.spec.resources.fits(slot.spec.capacity - slot.reserved)
-                and slot.spec.has_type(job.spec.accelerator_type)
-            ]
-            if not names:
-                return
-            name = max(names, key=lambda n: (self.free_for(n).cpu_millis, self.free_for(n).gpu_millis, n))
-            slot = self.slots[name]
-            slot.reserved = slot.reserved + job.spec.resources
+    def _columns(self, row: int, devices: Iterable[int]) -> tuple[int, ...]:
+        at = self.fleet.accelerator_at[row]
+        return tuple(at[index] for index in devices)
+
+    def _devices_to_come(self, row: int, request: Resources) -> tuple[int, ...]:
+        """Choose devices for a claim that names none: those of an older version."""
+        gpu_G = self.free.gpu_NG[row] + self.fleet.gpu_leaving_NG[row]
+        return tuple(choose_devices(gpu_G, self.fleet.gpu_type_NG[row] >= 0, request.gpu_millis))
+
+    @staticmethod
+    def _add(room: Room, row: int, resources: Resources, columns: Iterable[int], sign: int) -> None:
+        room.free_NR[row, CPU] += sign * resources.cpu_millis
+        room.free_NR[row, MEMORY] += sign * resources.memory_bytes
+        each = min(GPU, resources.gpu_millis)
+        for column in columns:
+            room.gpu_NG[row, column] += sign * each
+
+    add = _add
+
+
+__all__ = ["Board", "Key", "Spot", "occupied_fleet"]

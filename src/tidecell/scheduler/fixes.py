@@ -174,7 +174,8 @@ class Search:
         asked = self.job.spec.resources
         board = Board(self.snapshot, self.seed)
         rooms = {
-            board.free_for(name, [(self.job.uid, t.index) for t in self.job.tasks]) for name in board.slots
+            board.free_for(name, [(self.job.uid, t.index) for t in self.job.tasks])
+            for name in board.fleet.names
         }
         for room in sorted(rooms, key=lambda r: (-r.cpu_millis, -r.memory_bytes)):
             cpu = _floor(room.cpu_millis, asked.cpu_millis, cpu_step(asked.cpu_millis))

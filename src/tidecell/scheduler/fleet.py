@@ -15,6 +15,7 @@ Columns: ``N`` rows, ``G`` accelerators on the largest machine.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -53,6 +54,7 @@ class Fleet:
     gpu_type_NG: NDArray[np.int32]
     open_N: NDArray[np.bool_]
     accelerator_at: list[dict[int, int]] = field(default_factory=list)  # row: device index -> column of G
+    ranks: dict[int, Ints] = field(default_factory=dict)  # seed: what `rank_N` found
 
     @classmethod
     def of(cls, machines: Sequence[MachineSpec], closed: Iterable[str] = ()) -> Fleet:
@@ -101,7 +103,18 @@ class Fleet:
             self.gpu_type_NG,
             self.open_N,
             self.accelerator_at,
+            self.ranks,
         )
+
+    def rank_N(self, seed: int) -> Ints:
+        """Return each row's place among rows that are equally good; seed 0: in order of their names."""
+        known = self.ranks.get(seed)
+        if known is None or len(known) != len(self.names):
+            keys = [(zlib.crc32(f"{seed}:{name}".encode()) if seed else 0, name) for name in self.names]
+            order = sorted(range(len(keys)), key=keys.__getitem__)
+            known = self.ranks[seed] = np.empty(len(order), np.int64)
+            known[order] = np.arange(len(order))
+        return known
 
     def occupy(self, row: int, resources: Resources, accelerators: Sequence[int] = ()) -> None:
         """A task holds ``resources`` of a row, on these devices."""

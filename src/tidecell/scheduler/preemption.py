@@ -13,14 +13,18 @@ of many gangs), Volcano #5984 (trim to the smallest sufficient set).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tidecell.scheduler.board import Board
+import numpy as np
+
+from tidecell.scheduler.board import Board, Spot
+from tidecell.scheduler.feasibility import Room
+from tidecell.scheduler.gang import fit
 from tidecell.scheduler.quota import Freed, Gate
 from tidecell.scheduler.snapshot import JobView, TaskView
 from tidecell.structs.job import Preemption
-from tidecell.structs.resources import Resources
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Victims:
     """Who leaves, and where the beneficiary's tasks then go."""
 
     tasks: tuple[tuple[JobView, TaskView], ...]
-    machines: tuple[str, ...]
+    spots: tuple[Spot, ...]
 
 
 def find_victims(
@@ -67,25 +71,24 @@ def find_victims(
     An empty set means that what is leaving already suffices.
     """
     search = _Search(board, by, indices, gate)
-    machines = search.fit(())
-    if machines is not None:
-        return Victims((), tuple(machines))
+    spots = search.fit(())
+    if spots is not None:
+        return Victims((), tuple(spots))
     if not search.could_have_quota():
         return None
-    chosen: list[Group] = []
+    groups: list[Group] = []
     for group in sorted(_groups(jobs, by, indices, now_s, gate), key=Group.cost):
-        if not search.may_take(group, chosen):
-            continue
-        chosen.append(group)
-        if search.fit(chosen) is not None:
-            break
-    else:
+        if search.may_take(group, groups):
+            groups.append(group)
+    # More that leave never make less room, so the shortest sufficient prefix is found by halving.
+    number = bisect_left(range(len(groups) + 1), True, key=lambda n: search.fit(groups[:n]) is not None)
+    if number > len(groups):
         return None
-    chosen = _trim(search, chosen)
-    machines = search.fit(chosen)
-    if machines is None:
+    chosen = _trim(search, groups[:number])
+    spots = search.fit(chosen)
+    if spots is None:
         return None
-    return Victims(tuple((g.job, t) for g in chosen for t in g.tasks), tuple(machines))
+    return Victims(tuple((g.job, t) for g in chosen for t in g.tasks), tuple(spots))
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,15 @@ class _Search:
     indices: Sequence[int]
     gate: Gate | None
 
-    def fit(self, groups: Sequence[Group]) -> list[str] | None:
-        """Return a machine for each task, or None."""
+    def fit(self, groups: Sequence[Group]) -> list[Spot] | None:
+        """Return a spot for each task, or None."""
         if self.gate is not None:
             freed = self._freed_quota(groups)
             if self.gate.check(self.by, self.indices, future=True, freed=freed) is not None:
                 return None
-        return self.board.fit(self.by, self.indices, future=True, freed=_freed(groups))
+        keys = [(self.by.uid, i) for i in self.indices]
+        room = self.board.room(keys, future=True, freed=freed_by(self.board, groups) if groups else None)
+        return fit(self.board, self.by, self.indices, room)
 
     def may_take(self, group: Group, chosen: Sequence[Group]) -> bool:
         """Return whether it is in a lower band, or borrows still after ``chosen`` have left."""
@@ -119,8 +124,9 @@ class _Search:
 
     def _freed_quota(self, groups: Sequence[Group]) -> Freed:
         freed: Freed = {}
-        for group in groups if self.gate is not None else ():
-            self.gate.add_freed(freed, group.job, group.tasks)  # type: ignore[union-attr]
+        if self.gate is not None:
+            for group in groups:
+                self.gate.add_freed(freed, group.job, group.tasks)
         return freed
 
 
@@ -149,11 +155,15 @@ def _groups(
     return out
 
 
-def _freed(groups: Sequence[Group]) -> dict[str, Resources]:
-    freed: dict[str, Resources] = {}
+def freed_by(board: Board, groups: Sequence[Group]) -> Room:
+    """Return what these groups hold, by row and device."""
+    fleet = board.fleet
+    freed = Room(np.zeros_like(fleet.used_NR), np.zeros_like(fleet.gpu_used_NG))
     for group in groups:
         for task in group.tasks:
-            freed[task.machine] = freed.get(task.machine, Resources()) + task.resources
+            row = fleet.rows[task.machine]
+            columns = [fleet.accelerator_at[row][a] for a in task.accelerators]
+            Board.add(freed, row, task.resources, columns, 1)
     return freed
 
 

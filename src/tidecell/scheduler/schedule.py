@@ -12,38 +12,17 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from tidecell.scheduler.board import Board
-from tidecell.scheduler.preemption import find_victims
+from tidecell.scheduler.backfill import Release, num_that_fit_empty, releases_of, reserve
+from tidecell.scheduler.board import Board, Spot
+from tidecell.scheduler.gang import fit
+from tidecell.scheduler.preemption import Victims, find_victims
 from tidecell.scheduler.quota import Block, Gate
-from tidecell.scheduler.snapshot import JobView, PlanTrace, Snapshot, TaskView, Waiting
+from tidecell.scheduler.snapshot import JobView, Kept, PlanTrace, Snapshot, Waiting
+from tidecell.scheduler.units import Unit, units_of
 from tidecell.structs.job import Reason
 from tidecell.structs.messages import Claim, Placement, Plan, Removal
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import team_of
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Tasks of one job that are placed together.
-
-    Attributes:
-        demanded: It may preempt and reserve; growth of an elastic job only fills what is spare.
-    """
-
-    job: JobView
-    tasks: tuple[TaskView, ...]
-    growth: bool
-    demanded: bool
-
-    @property
-    def indices(self) -> list[int]:
-        """Indices of its tasks."""
-        return [t.index for t in self.tasks]
-
-    def order(self) -> tuple[int, int, int, float]:
-        """Sort key: what is served first. Equal keys keep the snapshot's order: first come, first served."""
-        priority = self.job.spec.priority
-        return (-int(priority.band), int(self.growth), -priority.order, self.job.submitted_s)
 
 
 @dataclass
@@ -61,20 +40,22 @@ class _Pass:
     heads: list[tuple[JobView, float]] = field(default_factory=list)  # who reserved, and from when
     without_gang: set[str] = field(default_factory=set)  # jobs whose gang does not start in this pass
     failed_shapes: dict[tuple[object, ...], Waiting] = field(default_factory=dict)
+    releases: list[Release] | None = None  # what ends when; worked out where somebody asks
     gate: Gate | None = None  # quota; None: everything is allowed
 
 
-def schedule(snapshot: Snapshot, seed: int = 0) -> tuple[Plan, PlanTrace]:
+def schedule(snapshot: Snapshot, seed: int = 0, kept: Kept | None = None) -> tuple[Plan, PlanTrace]:
     """Return what to do now, and why the rest waits.
 
     Args:
         snapshot: The cell as it is.
         seed: Breaks ties between machines that are equally good; 0: the smallest name.
+        kept: What a live cell keeps beside its snapshot; it saves time and changes no plan.
     """
-    run = _Pass(snapshot, Board(snapshot, seed), gate=Gate.of(snapshot))
+    run = _Pass(snapshot, Board(snapshot, seed, kept), gate=Gate.of(snapshot))
     units: list[Unit] = []
-    for job in snapshot.jobs:
-        units += _units(run, job)
+    for job in snapshot.jobs if kept is None else map(kept.jobs.__getitem__, kept.waiting):
+        units += units_of(job, snapshot.now_s, run.trace)
     _drop_idle_claims(run, units)
     for unit in run.gate.in_order(units) if run.gate is not None else sorted(units, key=Unit.order):
         run.trace.order.setdefault(unit.job.uid)
@@ -85,48 +66,18 @@ def schedule(snapshot: Snapshot, seed: int = 0) -> tuple[Plan, PlanTrace]:
 
 def _drop_idle_claims(run: _Pass, units: list[Unit]) -> None:
     """Give up what is held for a task that may no longer demand it, for example after a rescale."""
-    demanded = {(unit.job.uid, index) for unit in units if unit.demanded for index in unit.indices}
+    if not run.board.claims:
+        return
+    demanded = {key for unit in units if unit.demanded for key in unit.task_keys()}
     for key in sorted(set(run.board.claims) - demanded):
-        del run.board.claims[key]
+        run.board.unclaim(key)
         run.withdrawals.append(key)
         if run.gate is not None:
             run.gate.drop_claim(*key)
 
 
-def _units(run: _Pass, job: JobView) -> list[Unit]:
-    """Split a job's waiting tasks into its gang's missing part and single replicas of growth."""
-    if job.stopping:
-        return []
-    pending = [t for t in job.tasks if t.pending]
-    if not pending:
-        return []
-    if job.blocked_by:
-        names = ", ".join(f"'{n}'" for n in job.blocked_by)
-        run.trace.waiting[job.uid] = Waiting((Reason.DEPENDENCY,), f"comes after {names}", len(pending))
-        return []
-    ready = [t for t in pending if t.not_before_s <= run.snapshot.now_s]
-    if len(ready) < len(pending):
-        at = min(t.not_before_s for t in pending if t not in ready)
-        wait_s = at - run.snapshot.now_s
-        text = f"starts again in {wait_s:.1f} s after a failure"
-        run.trace.waiting[job.uid] = Waiting((Reason.BACKOFF,), text, len(pending) - len(ready))
-    if job.spec.array is not None:
-        room = job.spec.replicas.max - sum(1 for t in job.tasks if t.machine)
-        return [Unit(job, (t,), growth=False, demanded=True) for t in ready[: max(0, room)]]
-    staying = sum(1 for t in job.tasks if t.machine and not t.leaving)
-    missing = max(0, min(job.spec.replicas.min, job.desired) - staying - len(job.done))
-    if missing > len(ready):  # part of the gang backs off or is still leaving: all or nothing
-        if job.uid not in run.trace.waiting:
-            text = "its replicas that were told to leave have not left yet"
-            run.trace.waiting[job.uid] = Waiting((Reason.WAITING_FOR_CAPACITY,), text, len(pending))
-        return []
-    gang = [Unit(job, tuple(ready[:missing]), growth=False, demanded=True)] if missing else []
-    demanded = job.spec.is_service
-    return gang + [Unit(job, (t,), growth=True, demanded=demanded) for t in ready[missing:]]
-
-
 def _serve(run: _Pass, unit: Unit) -> None:
-    if not run.board.slots:
+    if not run.board.fleet.names:
         _wait(run, unit, Reason.WAITING_FOR_CAPACITY, detail="no machine has joined yet")
         return
     if any(uid == unit.job.uid for uid, _ in run.left):
@@ -136,7 +87,7 @@ def _serve(run: _Pass, unit: Unit) -> None:
     if unit.growth and unit.job.uid in run.without_gang:
         _wait(run, unit, *run.trace.waiting[unit.job.uid].reasons, detail="its gang starts first")
         return
-    shape = _shape(unit) if run.gate is None else (*_shape(unit), *_standing(unit))
+    shape = unit.shape() if run.gate is None else (*unit.shape(), *_standing(unit))
     known = run.failed_shapes.get(shape)
     if known is not None and not _has_claim(run, unit):
         run.without_gang.update([] if unit.growth else [unit.job.uid])
@@ -157,15 +108,15 @@ def _serve(run: _Pass, unit: Unit) -> None:
     run.failed_shapes[shape] = waiting
     # What could not start on an empty cell gets no place kept: it would starve all others in vain.
     if unit.demanded and Reason.NO_MATCHING_MACHINE not in waiting.reasons:
-        run.heads.append((unit.job, shadow_start_s(run.snapshot, unit.job, len(unit.tasks))))
-        run.board.reserve(unit.job, len(unit.tasks))
+        first_s = min((start_s for _, start_s in run.heads), default=0.0)
+        start_s = reserve(run.board, unit.job, unit.indices, _releases(run), first_s)
+        run.heads.append((unit.job, start_s))
 
 
-def _shape(unit: Unit) -> tuple[object, ...]:
-    """What makes two units fail alike."""
-    spec = unit.job.spec
-    size = (spec.resources, spec.accelerator_type, len(unit.tasks), spec.max_duration_s)
-    return (*size, spec.priority.band, unit.demanded)
+def _releases(run: _Pass) -> list[Release]:
+    if run.releases is None:
+        run.releases = releases_of(run.snapshot, run.left)
+    return run.releases
 
 
 def _standing(unit: Unit) -> tuple[object, ...]:
@@ -185,35 +136,41 @@ def _wait_for_quota(run: _Pass, unit: Unit, block: Block, shape: tuple[object, .
 
 
 def _has_claim(run: _Pass, unit: Unit) -> bool:
-    return any((unit.job.uid, i) in run.board.claims for i in unit.indices)
+    return bool(run.board.claims) and any(key in run.board.claims for key in unit.task_keys())
 
 
 def _is_claimed(run: _Pass, unit: Unit) -> bool:
     """Whether room is held for the whole unit: nobody's later reservation takes that from it."""
-    return all((unit.job.uid, i) in run.board.claims for i in unit.indices)
+    return bool(run.board.claims) and all(key in run.board.claims for key in unit.task_keys())
+
+
+def _fit(run: _Pass, unit: Unit, future: bool = False, ignore_reserved: bool = False) -> list[Spot] | None:
+    room = run.board.room(unit.task_keys(), future, ignore_reserved=ignore_reserved)
+    return fit(run.board, unit.job, unit.indices, room)
 
 
 def _place(run: _Pass, unit: Unit) -> bool:
-    machines = run.board.fit(unit.job, unit.indices)
-    if machines is None and (_is_claimed(run, unit) or _ends_before_heads(run, unit)):
-        machines = run.board.fit(unit.job, unit.indices, ignore_reserved=True)
-    if machines is None:
+    spots, is_short = _fit(run, unit), _ends_before_heads(run, unit)
+    if spots is None and (_is_claimed(run, unit) or is_short):
+        spots = _fit(run, unit, ignore_reserved=True)
+    if spots is None:
         return False
-    for index, machine in zip(unit.indices, machines, strict=True):
-        given = run.board.take(unit.job, index, machine)
-        request = unit.job.spec.request(index)
-        run.placements.append(Placement(unit.job.uid, index, machine, given, request))
+    for index, spot in zip(unit.indices, spots, strict=True):
+        granted = run.board.take(unit.job, index, spot, gone_by_heads=is_short)
+        machine = run.board.fleet.names[spot.row]
+        run.placements.append(Placement(unit.job.uid, index, machine, spot.devices, granted, spot.shape))
         if run.gate is not None:
-            run.gate.admit(unit.job, index, request, unit.growth)
+            run.gate.admit(unit.job, index, granted, unit.growth)
     return True
 
 
 def _ends_before_heads(run: _Pass, unit: Unit) -> bool:
     """Whether this work is over before any reserved start: it may use the reserved room."""
-    limit_s = unit.job.spec.max_duration_s
-    if not run.heads or not limit_s:
+    spec = unit.job.spec
+    if not run.heads or not spec.max_duration_s:
         return False
-    return all(start_s and run.snapshot.now_s + limit_s <= start_s for _, start_s in run.heads)
+    end_s = run.snapshot.now_s + spec.max_duration_s + spec.grace_period_s
+    return all(start_s and end_s <= start_s for _, start_s in run.heads)
 
 
 def _preempt(run: _Pass, unit: Unit) -> bool:
@@ -221,29 +178,18 @@ def _preempt(run: _Pass, unit: Unit) -> bool:
     jobs = [_as_seen_now(run, job) for job in run.snapshot.jobs]
     if _has_claim(run, unit):
         held = _is_claimed(run, unit)
-        fits = run.board.fit(unit.job, unit.indices, future=True, ignore_reserved=held) is not None
+        fits = _fit(run, unit, future=True, ignore_reserved=held) is not None
         if fits and (run.gate is None or run.gate.check(unit.job, unit.indices, future=True) is None):
             _wait(run, unit, Reason.WAITING_FOR_PREEMPTED, detail="the capacity held for it is being vacated")
             return True
-        for index in unit.indices:
-            if run.board.claims.pop((unit.job.uid, index), None) is not None:
-                run.withdrawals.append((unit.job.uid, index))
-                if run.gate is not None:
-                    run.gate.drop_claim(unit.job.uid, index)
+        _withdraw(run, unit)
     victims = find_victims(run.board, jobs, unit.job, unit.indices, run.snapshot.now_s, run.gate)
     if victims is None:
         return False
-    sizes = {job.uid: sum(1 for t in job.tasks if t.machine and not t.leaving) for job in jobs}
-    for job, _ in victims.tasks:
-        sizes[job.uid] -= 1
-    for job, task in victims.tasks:
-        run.removals.append(Removal(job.uid, task.index, task.machine, unit.job.uid, sizes[job.uid]))
-        run.left.add((job.uid, task.index))
-        run.board.leave(task)
-        if run.gate is not None:
-            run.gate.leave(job, task)
-    for index, machine in zip(unit.indices, victims.machines, strict=True):
-        claim = Claim(unit.job.uid, index, machine, unit.job.spec.resources)
+    _tell_to_leave(run, unit, jobs, victims)
+    for index, spot in zip(unit.indices, victims.spots, strict=True):
+        machine, wanted = run.board.fleet.names[spot.row], unit.job.spec.request(index, spot.shape)
+        claim = Claim(unit.job.uid, index, machine, wanted, spot.devices)
         run.claims.append(claim)
         run.board.claim(claim)
         if run.gate is not None:
@@ -253,6 +199,29 @@ def _preempt(run: _Pass, unit: Unit) -> bool:
     )
     _wait(run, unit, Reason.WAITING_FOR_PREEMPTED, detail=f"takes the place of {names}")
     return True
+
+
+def _tell_to_leave(run: _Pass, unit: Unit, jobs: list[JobView], victims: Victims) -> None:
+    hit = {job.uid for job, _ in victims.tasks}
+    sizes = {j.uid: sum(1 for t in j.tasks if t.machine and not t.leaving) for j in jobs if j.uid in hit}
+    for job, _ in victims.tasks:
+        sizes[job.uid] -= 1
+    for job, task in victims.tasks:
+        run.removals.append(Removal(job.uid, task.index, task.machine, unit.job.uid, sizes[job.uid]))
+        run.left.add((job.uid, task.index))
+        run.board.leave(task)
+        if run.gate is not None:
+            run.gate.leave(job, task)
+    run.releases = None
+
+
+def _withdraw(run: _Pass, unit: Unit) -> None:
+    """Hold nothing for this unit any more."""
+    for key in unit.task_keys():
+        if run.board.unclaim(key):
+            run.withdrawals.append(key)
+            if run.gate is not None:
+                run.gate.drop_claim(*key)
 
 
 def _as_seen_now(run: _Pass, job: JobView) -> JobView:
@@ -277,15 +246,13 @@ def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "
 
 def _explain_wait(run: _Pass, unit: Unit) -> Waiting:
     """Return all reasons that bind this unit, the decisive one first."""
-    spec = unit.job.spec
-    matching = [s for s in run.board.slots.values() if s.spec.has_type(spec.accelerator_type)]
-    room = sum(spec.resources.copies_in(s.spec.capacity) for s in matching)
+    room = num_that_fit_empty(run.board, unit.job)
     needs = _describe_needs(unit)
     if room < len(unit.tasks):
         detail = f"needs {needs}; the empty cell holds {room}"
         return Waiting((Reason.NO_MATCHING_MACHINE,), detail)
     free = _describe_free(run)
-    if run.board.fit(unit.job, unit.indices, ignore_reserved=True) is not None:
+    if run.heads and _fit(run, unit, ignore_reserved=True) is not None:
         head = run.heads[0][0].name if run.heads else ""
         detail = f"needs {needs}; what is free is held for '{head}', which goes first"
         return Waiting((Reason.PRIORITY, Reason.WAITING_FOR_CAPACITY), detail, behind=head)
@@ -302,9 +269,12 @@ def _describe_needs(unit: Unit) -> str:
 
 
 def _describe_free(run: _Pass) -> str:
-    names = sorted(run.board.slots)
+    fleet, room = run.board.fleet, run.board.room()
+    names = sorted(fleet.names)
     parts = [
-        f"{name}: {'is being drained' if name in run.board.closed else _with_cpu(run.board.free_for(name))}"
+        f"{name}: {_with_cpu(run.board.in_row(room, fleet.rows[name]))}"
+        if fleet.open_N[fleet.rows[name]]
+        else f"{name}: is being drained"
         for name in names[:4]
     ]
     return "; ".join(parts) + ("; ..." if len(names) > 4 else "")
@@ -316,33 +286,4 @@ def _with_cpu(free: Resources) -> str:
     return text if free.cpu_millis or " cpu" in text else f"0 cpu, {text}"
 
 
-def shadow_start_s(snapshot: Snapshot, job: JobView, count: int) -> float:
-    """Return when a blocked gang starts at the latest, by the time limits of what runs; 0: unknown.
-
-    Releases are taken in order of their limits, until ``count`` replicas fit.
-    """
-    free = {
-        m.name: m.capacity
-        for m in snapshot.machines
-        if m.name not in snapshot.closed and m.has_type(job.spec.accelerator_type)
-    }
-    ends: list[tuple[float, str, Resources]] = []
-    for other in snapshot.jobs:
-        for task in other.tasks:
-            if task.machine in free:
-                free[task.machine] = free[task.machine] - task.resources
-                end_s = task.leaving_by_s if task.leaving else other.ends_by_s
-                if end_s:
-                    ends.append((end_s, task.machine, task.resources))
-    for end_s, machine, resources in sorted(ends, key=lambda e: (e[0], e[1])):
-        free[machine] = free[machine] + resources
-        if _count_fitting(free, job.spec.resources) >= count:
-            return end_s
-    return 0.0
-
-
-def _count_fitting(free: dict[str, Resources], request: Resources) -> int:
-    return sum(request.copies_in(room) for room in free.values() if not room.has_negative())
-
-
-__all__ = ["Unit", "schedule", "shadow_start_s"]
+__all__ = ["Unit", "schedule"]

@@ -6,10 +6,12 @@ the same picture and ask the same function.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
+from tidecell.scheduler.fleet import Fleet
 from tidecell.structs.job import JobSpec, Reason
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import Claim, Plan
@@ -99,6 +101,23 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     policy: Policy | None = None
 
 
+@dataclass
+class Kept:
+    """What a live cell keeps beside its snapshot, so that a pass costs only what changed.
+
+    It never changes a plan: it is what ``schedule`` would work out from the snapshot itself.
+
+    Attributes:
+        fleet: The machines with all that tasks hold; ``schedule`` works on a copy.
+        jobs: The snapshot's jobs by uid.
+        waiting: Uids of the jobs that have wanted, pending tasks, in the snapshot's order.
+    """
+
+    fleet: Fleet
+    jobs: Mapping[str, JobView]
+    waiting: tuple[str, ...]
+
+
 class Waiting(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why a job's tasks wait.
 
@@ -133,4 +152,4 @@ class PlanTrace:
         return served + [uid for uid in self.waiting if uid not in self.order]
 
 
-__all__ = ["JobView", "Plan", "PlanTrace", "Snapshot", "TaskView", "Waiting"]
+__all__ = ["JobView", "Kept", "Plan", "PlanTrace", "Snapshot", "TaskView", "Waiting"]

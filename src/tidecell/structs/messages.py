@@ -54,12 +54,13 @@ class Removal(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Capacity on ``machine`` is held for this task until it starts or withdraws."""
+    """Capacity of ``machine``, and these devices, are held for this task until it starts or withdraws."""
 
     uid: str
     index: int
     machine: str
     resources: Resources
+    accelerators: tuple[int, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,0 +1,190 @@
+"""Places kept for blocked jobs: later work may use what they leave over, or time that ends before. Pure.
+
+EASY backfill (Lifka 1995): by the time limits of what runs, a blocked gang has a latest start and rows
+where it then fits. Work that may still run by then gets on those rows only what is free now and what the
+gang leaves free then. Where limits do not tell, the gang's room is kept from now on.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tidecell.scheduler.board import Board, Key
+from tidecell.scheduler.feasibility import Room, copies_N, fits_N
+from tidecell.scheduler.gang import fit
+from tidecell.scheduler.snapshot import JobView, Snapshot
+from tidecell.structs.resources import Resources
+
+
+@dataclass(frozen=True)
+class Release:
+    """When a task is gone at the latest, and what it then frees."""
+
+    end_s: float
+    machine: str
+    resources: Resources
+    accelerators: tuple[int, ...]
+
+
+def releases_of(snapshot: Snapshot, gone: set[Key]) -> list[Release]:
+    """Return what ends when, as far as time limits tell, in order; ``gone`` leave in this very pass."""
+    found = []
+    for job in snapshot.jobs:
+        end_s = job.ends_by_s + job.spec.grace_period_s if job.ends_by_s else 0.0
+        for task in job.tasks:
+            if not task.machine:
+                continue
+            leaving = task.leaving or (job.uid, task.index) in gone
+            at_s = (task.leaving_by_s or snapshot.now_s + job.spec.grace_period_s) if leaving else end_s
+            if at_s:
+                found.append(Release(at_s, task.machine, task.resources, task.accelerators))
+    return sorted(found, key=lambda r: (r.end_s, r.machine))
+
+
+def reserve(
+    board: Board,
+    job: JobView,
+    indices: Sequence[int],
+    releases: Sequence[Release],
+    heads_start_s: float = 0.0,
+) -> float:
+    """Keep a blocked gang's room on the rows where it fits soonest.
+
+    Args:
+        board: Where the room is kept.
+        job: Whose gang.
+        indices: Its missing tasks.
+        releases: What ends when, in order.
+        heads_start_s: When the first of the earlier heads starts at the latest; 0: unknown, or there is none.
+
+    Returns:
+        Its start at the latest, or 0 where that is unknown: then room is kept from now on.
+    """
+    keys = [(job.uid, i) for i in indices]
+    number = _num_needed(board, job, indices, keys, releases)
+    known = number <= len(releases)
+    freed = freed_by(board, releases[:number] if known else ())
+    room = _room_behind_heads(board, keys, freed)
+    spots = fit(board, job, indices, room) if known else None
+    if spots is not None:
+        rows = [(s.row, job.spec.request(i, s.shape), s.devices) for i, s in zip(indices, spots, strict=True)]
+        _keep(board, rows, freed)
+        return releases[number - 1].end_s if number else 0.0
+    _keep(board, _rows_from_now_on(board, job, indices), None)
+    number = _num_without_heads(board, job, indices, keys, releases)
+    if number == 0:  # nothing but earlier heads keeps it from starting
+        return heads_start_s
+    return releases[number - 1].end_s if number <= len(releases) else 0.0
+
+
+def _num_without_heads(
+    board: Board, job: JobView, indices: Sequence[int], keys: Sequence[Key], releases: Sequence[Release]
+) -> int:
+    """Return how many releases a gang needs if no earlier head took its room; one too many: never.
+
+    It starts no sooner than they come, so what is over by then does not delay it.
+    """
+
+    def suffices(number: int) -> bool:
+        room = board.room(keys, freed=freed_by(board, releases[:number]), ignore_reserved=True)
+        return fit(board, job, indices, room) is not None
+
+    return bisect_left(range(len(releases) + 1), True, key=suffices)
+
+
+def _room_behind_heads(board: Board, keys: Sequence[Key], freed: Room) -> Room:
+    """Return the room after these releases less what earlier heads need."""
+    room = board.room(keys, freed=freed, ignore_reserved=True)
+    if board.reserved is not None:
+        room.free_NR[:] -= board.reserved.free_NR
+        room.gpu_NG[:] -= board.reserved.gpu_NG
+    return room
+
+
+def _num_needed(
+    board: Board, job: JobView, indices: Sequence[int], keys: Sequence[Key], releases: Sequence[Release]
+) -> int:
+    """Return how many of the releases must have come for the gang to fit; one too many: it never does."""
+
+    def suffices(number: int) -> bool:
+        room = _room_behind_heads(board, keys, freed_by(board, releases[:number]))
+        return fit(board, job, indices, room) is not None
+
+    return bisect_left(range(len(releases) + 1), True, key=suffices)
+
+
+def freed_by(board: Board, releases: Sequence[Release]) -> Room:
+    """Return what these releases free, by row and device."""
+    fleet = board.fleet
+    freed = Room(np.zeros_like(fleet.used_NR), np.zeros_like(fleet.gpu_used_NG))
+    for release in releases:
+        row = fleet.rows.get(release.machine)
+        if row is not None:
+            columns = [fleet.accelerator_at[row][a] for a in release.accelerators]
+            Board.add(freed, row, release.resources, columns, 1)
+    return freed
+
+
+def _keep(board: Board, rows: Sequence[tuple[int, Resources, tuple[int, ...]]], freed: Room | None) -> None:
+    """Add what a head needs to the reservations; ``extra`` is the least that any head can count on."""
+    fleet = board.fleet
+    if board.reserved is None or board.extra is None:
+        board.reserved = Room(np.zeros_like(fleet.used_NR), np.zeros_like(fleet.gpu_used_NG))
+        board.extra = board.reserved.copy()
+    known = set(np.flatnonzero(board.reserved.free_NR.any(axis=1) | board.reserved.gpu_NG.any(1)))
+    for row in {row for row, _, _ in rows}:
+        cpu_memory = freed.free_NR[row] if freed is not None else 0
+        gpu = freed.gpu_NG[row] if freed is not None else 0
+        if row in known:
+            cpu_memory = np.minimum(cpu_memory, board.extra.free_NR[row])
+            gpu = np.minimum(gpu, board.extra.gpu_NG[row])
+        board.extra.free_NR[row], board.extra.gpu_NG[row] = cpu_memory, gpu
+    for row, request, devices in rows:
+        columns = [fleet.accelerator_at[row][d] for d in devices]
+        Board.add(board.reserved, row, request, columns, 1)
+
+
+def _rows_from_now_on(
+    board: Board, job: JobView, indices: Sequence[int]
+) -> list[tuple[int, Resources, tuple[int, ...]]]:
+    """Return for each task the row with most room that could hold it empty: closed to others from now on."""
+    fleet, kind = board.fleet, board.placement_class(job.spec)
+    kept = Room(np.zeros_like(fleet.used_NR), np.zeros_like(fleet.gpu_used_NG))
+    if board.reserved is not None:
+        kept = board.reserved.copy()
+    free = board.room()
+    out = []
+    for index in indices:
+        request = job.spec.request(index)
+        empty = Room(fleet.capacity_NR - kept.free_NR, fleet.gpu_capacity_NG - kept.gpu_NG)
+        rows = np.flatnonzero(fits_N(empty, request, kind.typed_NG) & kind.allowed_N)
+        if not len(rows):
+            break
+        room = Room(free.free_NR - kept.free_NR, free.gpu_NG - kept.gpu_NG)
+        keys = (-board.rank_N[rows], room.gpu_NG[rows].sum(axis=1), room.free_NR[rows, 0])
+        row = int(rows[np.lexsort(keys)[-1]])
+        devices = _freest_devices(board, row, room, request)
+        out.append((row, request, devices))
+        Board.add(kept, row, request, [fleet.accelerator_at[row][d] for d in devices], 1)
+    return out
+
+
+def _freest_devices(board: Board, row: int, room: Room, request: Resources) -> tuple[int, ...]:
+    accelerators = board.fleet.specs[row].accelerators
+    order = sorted(range(len(accelerators)), key=lambda c: (-int(room.gpu_NG[row, c]), c))
+    return tuple(accelerators[c].index for c in order[: request.num_accelerators])
+
+
+def num_that_fit_empty(board: Board, job: JobView) -> int:
+    """Return how many replicas the empty cell would hold, in the shape of which it holds most."""
+    fleet = board.fleet
+    empty = Room(fleet.capacity_NR, fleet.gpu_capacity_NG)
+    counts = []
+    for shape in range(len(job.spec.shapes)):
+        kind = board.placement_class(job.spec, shape)
+        counts.append(int(copies_N(empty, kind.request, kind.typed_NG)[kind.allowed_N].sum()))
+    return max(counts)

@@ -1,0 +1,117 @@
+"""Which rows of a fleet could hold a replica, and how many of them. Pure.
+
+Jobs that ask for the same resources in the same places are one placement class (Borg's equivalence
+classes, EuroSys 2015, section 3.4): where they may go at all is worked out once for all of them.
+Letters of array names: N rows, R = (cpu_millis, memory_bytes), G devices of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidecell.scheduler.fleet import CPU, MEMORY, Fleet, Ints
+from tidecell.structs.job import JobSpec, Shape
+from tidecell.structs.resources import GPU, Resources
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+ANY_NUMBER = 1 << 30  # copies of a request that asks for nothing
+
+
+class Room(NamedTuple):
+    """What may be used of each row: cpu and memory, and thousandths of each device. May be negative."""
+
+    free_NR: Ints
+    gpu_NG: Ints
+
+    def copy(self) -> Room:
+        """Return a room that can be written to."""
+        return Room(self.free_NR.copy(), self.gpu_NG.copy())
+
+
+@dataclass(eq=False)
+class PlacementClass:
+    """Where replicas of one shape may go, machines taken as empty.
+
+    Attributes:
+        allowed_N: Rows that take this work at all.
+        typed_NG: Devices of the type asked for; None where none is asked for.
+    """
+
+    shape: Shape
+    allowed_N: Bools
+    typed_NG: Bools | None
+
+    @property
+    def request(self) -> Resources:
+        """What one replica asks for."""
+        return self.shape.resources
+
+
+def placement_class(fleet: Fleet, spec: JobSpec, shape: int) -> PlacementClass:
+    """Return where replicas of a job in one of its shapes may go."""
+    wanted = spec.shapes[shape]
+    allowed_N = fleet.open_N.copy()
+    typed_NG = None
+    if wanted.accelerator_type or wanted.resources.gpu_millis:
+        typed_NG = devices_of_type(fleet, wanted.accelerator_type)
+        allowed_N &= typed_NG.any(axis=1)
+    return PlacementClass(wanted, allowed_N, typed_NG)
+
+
+def devices_of_type(fleet: Fleet, accelerator_type: str) -> Bools:
+    """Return which devices are of a type; an empty type is any, names match on a part."""
+    wanted = accelerator_type.lower()
+    known = np.array([wanted in name.lower() for name in fleet.types] + [False], np.bool_)
+    return known[fleet.gpu_type_NG]  # -1, no device, is the last entry
+
+
+def fits_N(room: Room, request: Resources, typed_NG: Bools | None) -> Bools:
+    """Return on which rows one replica fits."""
+    ok_N = np.ones(len(room.free_NR), np.bool_)
+    if request.cpu_millis:
+        ok_N &= room.free_NR[:, CPU] >= request.cpu_millis
+    if request.memory_bytes:
+        ok_N &= room.free_NR[:, MEMORY] >= request.memory_bytes
+    if request.gpu_millis and typed_NG is not None:
+        if request.gpu_millis < GPU:
+            ok_N &= ((room.gpu_NG >= request.gpu_millis) & typed_NG).any(axis=1)
+        else:
+            whole_N = ((room.gpu_NG >= GPU) & typed_NG).sum(axis=1)
+            ok_N &= whole_N >= request.num_accelerators
+    return ok_N
+
+
+def copies_N(room: Room, request: Resources, typed_NG: Bools | None) -> Ints:
+    """Return how many replicas each row could hold together."""
+    count_N = np.full(len(room.free_NR), ANY_NUMBER, np.int64)
+    if request.cpu_millis:
+        count_N = np.minimum(count_N, room.free_NR[:, CPU] // request.cpu_millis)
+    if request.memory_bytes:
+        count_N = np.minimum(count_N, room.free_NR[:, MEMORY] // request.memory_bytes)
+    if request.gpu_millis and typed_NG is not None:
+        if request.gpu_millis < GPU:
+            shares_N = np.where(typed_NG, np.maximum(room.gpu_NG, 0) // request.gpu_millis, 0).sum(axis=1)
+        else:
+            shares_N = ((room.gpu_NG >= GPU) & typed_NG).sum(axis=1) // request.num_accelerators
+        count_N = np.minimum(count_N, shares_N)
+    return np.maximum(count_N, 0)
+
+
+def choose_devices(gpu_G: Ints, typed_G: Bools | None, gpu_millis: int) -> list[int]:
+    """Return the columns of the devices a request gets: whole ones from the lowest, a share by best fit.
+
+    Empty if they do not suffice.
+    """
+    if not gpu_millis or typed_G is None:
+        return []
+    if gpu_millis < GPU:
+        able = [g for g in range(len(gpu_G)) if typed_G[g] and gpu_G[g] >= gpu_millis]
+        return [min(able, key=lambda g: (gpu_G[g], g))] if able else []
+    whole = [g for g in range(len(gpu_G)) if typed_G[g] and gpu_G[g] >= GPU]
+    count = gpu_millis // GPU
+    return whole[:count] if len(whole) >= count else []
