@@ -110,7 +110,7 @@ class Board:
         return room
 
     def _kept_for_heads(self, future: bool, freed: Room | None) -> Room:
-        """Return what reservations keep of a room; what it counts as free is no extra that is still to come."""
+        """Return what reservations keep of a room; what it counts as free already is not still to come."""
         if self.reserved is None or self.extra is None:
             raise ValueError("nothing is reserved")
         extra = self.extra.copy()
