@@ -54,6 +54,8 @@ class Task:
     ready_s: float = 0.0
     tried: dict[str, int] = field(default_factory=dict)  # failures by cause
     failed_on: tuple[str, ...] = ()
+    num_preempted: int = 0  # without an hour between two of them
+    last_preempted_s: float = 0.0
 
     @property
     def active(self) -> bool:

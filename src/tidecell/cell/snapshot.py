@@ -59,4 +59,6 @@ def _task_view(task: Task) -> TaskView:
         placed_s=task.placed_s,
         leaving=task.notice is not None,
         leaving_by_s=task.notice.deadline_s if task.notice is not None else 0.0,
+        num_preempted=task.num_preempted,
+        last_preempted_s=task.last_preempted_s,
     )

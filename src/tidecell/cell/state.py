@@ -45,6 +45,7 @@ from tidecell.structs.tenant import Policy
 
 MAX_FINISHED = 2000  # finished runs kept in memory and in snapshots; the journal keeps all
 STORY_LENGTH = 12
+PREEMPTED_WINDOW_S = 3600.0  # preemptions further apart are counted anew
 
 
 def apply(state: CellState, event: Event, at_s: float) -> None:
@@ -201,6 +202,8 @@ def _task_placed(state: CellState, event: TaskPlaced, at_s: float) -> None:
         program=job.program,
         tried=task.tried,
         failed_on=task.failed_on,
+        num_preempted=task.num_preempted,
+        last_preempted_s=task.last_preempted_s,
     )
     open_items(job)
     if job.rollout is not None and job.program == job.rollout.program:
@@ -249,6 +252,10 @@ def _task_ended(state: CellState, event: TaskEnded, at_s: float) -> None:
     task.accelerators, task.resources, task.shape, task.envelope = (), Resources(), 0, ""
     task.last_cause = event.cause
     task.failures, task.tried, task.failed_on = event.failures, event.tried, event.failed_on
+    if event.cause is Cause.PREEMPT:
+        lately = at_s < task.last_preempted_s + PREEMPTED_WINDOW_S
+        task.num_preempted = task.num_preempted + 1 if lately else 1
+        task.last_preempted_s = at_s
     task.not_before_s = event.not_before_s
     _ack(state, event.machine, event.agent_seq)
     trim(job)

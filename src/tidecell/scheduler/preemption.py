@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tidecell.scheduler.board import Board, Spot
+from tidecell.scheduler.damping import dearer_s, protected_s
 from tidecell.scheduler.feasibility import Room
 from tidecell.scheduler.gang import fit
 from tidecell.scheduler.quota import Freed, Gate
@@ -37,8 +38,8 @@ class Group:
     now_s: float
 
     def cost(self) -> tuple[int, int, int, float, str]:
-        """Sort key, cheapest first: above min, low band, low order, little work lost."""
-        lost_s = sum(_work_at_risk_s(self.job, t, self.now_s) for t in self.tasks)
+        """Sort key, cheapest first: above min, low band, low order, little work lost (see damping)."""
+        lost_s = sum(_work_at_risk_s(self.job, t, self.now_s) + dearer_s(t, self.now_s) for t in self.tasks)
         priority = self.job.spec.priority
         return (int(self.whole), int(priority.band), priority.order, lost_s, self.job.uid)
 
@@ -142,13 +143,16 @@ def _groups(
         if not (lower or borrows) or policy is Preemption.NEVER or job.stopping:
             continue
         staying = [t for t in job.tasks if t.machine and not t.leaving]
+        least = {t.index: job.spec.min_runtime_s if lower else protected_s(t, now_s) for t in staying}
+        if not lower:
+            least = {i: max(s, job.spec.min_runtime_s) for i, s in least.items()}
         spare = max(0, len(staying) + len(job.done) - job.spec.replicas.min)
         above, rest = (staying[-spare:], staying[:-spare]) if spare else ([], staying)
         budget = job.spare_disruptions  # over all causes; a set larger than this is not a choice
-        above = [t for t in above if t.running_s(now_s) >= job.spec.min_runtime_s]
+        above = [t for t in above if t.running_s(now_s) >= least[t.index]]
         above = above if budget is None else above[max(0, len(above) - max(0, budget)) :]
         out += [Group(job, (t,), False, now_s) for t in reversed(above)]
-        old_enough = all(t.running_s(now_s) >= job.spec.min_runtime_s for t in staying)
+        old_enough = all(t.running_s(now_s) >= least[t.index] for t in staying)
         covered = budget is None or len(staying) <= budget
         if policy is Preemption.ANY and rest and old_enough and covered:
             out.append(Group(job, tuple(rest), True, now_s))

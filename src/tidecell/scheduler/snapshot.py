@@ -29,6 +29,7 @@ class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
         leaving: It was told to leave and still holds its resources.
         not_before_s: It backs off until then.
         avoid: Machines on which it failed lately.
+        num_preempted: How often it was preempted within an hour of the time before.
     """
 
     index: int
@@ -42,6 +43,8 @@ class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
     leaving_by_s: float = 0.0
     not_before_s: float = 0.0
     avoid: tuple[str, ...] = ()
+    num_preempted: int = 0
+    last_preempted_s: float = 0.0
 
     def running_s(self, now_s: float) -> float:
         """Return how long its present start has lasted."""
