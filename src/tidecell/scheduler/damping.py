@@ -30,7 +30,7 @@ def times_preempted(task: TaskView, now_s: float) -> int:
 def dearer_s(task: TaskView, now_s: float) -> float:
     """Return the work, in seconds, that a victim counts for beyond what it really loses."""
     steps = min(times_preempted(task, now_s), MAX_STEPS)
-    return DEARER_S * (2**steps - 1)
+    return DEARER_S * ((1 << steps) - 1)
 
 
 def protected_s(task: TaskView, now_s: float) -> float:
