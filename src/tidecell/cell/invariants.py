@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections import Counter
 
 from tidecell.cell.disruptions import is_available, spare_disruptions
+from tidecell.cell.index import Index
 from tidecell.cell.state import CellState, Job
-from tidecell.cell.usage import machine_use
 from tidecell.structs.errors import InvariantError
 from tidecell.structs.job import ACTIVE, TERMINAL, Band, Cause, TaskState
 from tidecell.structs.messages import Event, TaskNoticed, TaskPlaced, TaskRef
+from tidecell.structs.resources import GPU
 from tidecell.structs.tenant import Policy, Team, limit, team_of
 
 
@@ -19,7 +20,7 @@ def check_state(state: CellState) -> None:
     """Raise InvariantError if anything that must always hold does not."""
     _indexes(state)
     _epochs(state)
-    _capacity(state)
+    _capacity(state, _derived(state))
     for job in state.jobs.values():
         _job(state, job)
     _claims(state)
@@ -147,18 +148,29 @@ def _epochs(state: CellState) -> None:
                 seen.add(state.ref(job, task))
 
 
-def _capacity(state: CellState) -> None:
-    """2. Reservations never exceed capacity; an accelerator has one holder."""
-    for name, use in machine_use(state).items():
-        _require(
-            use.used.fits(use.capacity), f"machine '{name}' is over-committed: {use.used} of {use.capacity}"
-        )
-    held: dict[tuple[str, int], str] = {}
+def _derived(state: CellState) -> Index:
+    """The index that is kept says what the records say; return the latter."""
     for job in state.live_jobs():
-        for task in job.tasks:
-            for index in task.accelerators if task.active else ():
-                other = held.setdefault((task.machine, index), f"{job.uid}/{task.index}")
-                _require(other == f"{job.uid}/{task.index}", f"accelerator {index} has two holders", job)
+        leaving = [t.index for t in job.tasks if t.notice is not None]
+        _require(sorted(job.leaving) == leaving, f"job '{job.uid}': who leaves is not as indexed", job)
+    fresh, kept = Index.of(state), state.index
+    for name in Index.__slots__:
+        if name not in ("changes", "capacity"):
+            same = getattr(fresh, name) == getattr(kept, name)
+            _require(same, f"index '{name}' is {getattr(kept, name)}, should be {getattr(fresh, name)}")
+    return fresh
+
+
+def _capacity(state: CellState, index: Index) -> None:
+    """2. Reservations never exceed capacity; a device's shares never exceed the device."""
+    for name, machine in state.machines.items():
+        used, capacity = index.load(name).used, machine.spec.capacity
+        _require(
+            used.resources.fits(capacity),
+            f"machine '{name}' is over-committed: {used.resources} of {capacity}",
+        )
+        over = {device: millis for device, millis in used.devices.items() if millis > GPU}
+        _require(not over, f"devices of machine '{name}' are over-committed: {over}")
 
 
 def _job(state: CellState, job: Job) -> None:

@@ -41,7 +41,7 @@ def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
         if stop is not None:
             decision.events.append(stop)
             return decision
-    elif not job.active_tasks():
+    elif not job.num_active:
         decision.events.append(_finish(job))
         return decision
     if job.rollout is not None and (events := advance(state, job, now_s)):
@@ -55,15 +55,12 @@ def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
 
 def _drop_idle_claims(state: CellState, job: Job, now_s: float, decision: Decision) -> None:
     closed = closed_machines(state, now_s) if state.drains else frozenset()
-    for claim_uid, index in list(state.claims):
-        if claim_uid != job.uid:
-            continue
+    for index, name in state.index.claims_of.get(job.uid, {}).items():
         wanted = job.live and job.stopping is None and index < len(job.tasks) and job.wants(index)
-        claim = state.claims[claim_uid, index]
-        machine = state.machines.get(claim.machine)
-        here = machine is not None and machine.up and claim.machine not in closed
+        machine = state.machines.get(name)
+        here = machine is not None and machine.up and name not in closed
         if not wanted or not here or job.tasks[index].state is not TaskState.PENDING:
-            decision.events.append(ClaimDropped(claim_uid, index))
+            decision.events.append(ClaimDropped(job.uid, index))
 
 
 def _conclusion(state: CellState, job: Job, now_s: float) -> JobStopping | JobFinished | None:
@@ -82,7 +79,7 @@ def _conclusion(state: CellState, job: Job, now_s: float) -> JobStopping | JobFi
         done = job.num_succeeded
         if done and (job.spec.is_elastic or done >= job.spec.replicas.min):
             return JobStopping(job.uid, TaskState.SUCCEEDED, Cause.COMPLETED)
-    if not job.active_tasks():
+    if not job.num_active:
         for name, other in blocking(state, job) if job.spec.after else ():
             if other.outcome is not None:
                 text = f"comes after '{name}', which is {other.state}"
@@ -115,8 +112,13 @@ def _finish(job: Job) -> JobFinished:
 
 def _tell_leavers(state: CellState, job: Job, now_s: float, decision: Decision) -> None:
     """Tell tasks to leave that should not run: of a stopping job all, else those above ``desired``."""
-    staying = job.staying_tasks()
     stop = job.stopping
+    if not job.num_staying:
+        return
+    usual = len(job.tasks) <= job.desired and not job.vacant
+    if stop is None and usual and not _gang_is_given_up(job, now_s):
+        return  # the usual case, told without a look at each task
+    staying = job.staying_tasks()
     if stop is not None:
         leavers, cause, size = staying, stop.cause, 0
     elif _gang_is_given_up(job, now_s):
@@ -138,13 +140,9 @@ def _gang_is_given_up(job: Job, now_s: float) -> bool:
 
     Its survivors can do nothing alone and hold what others could use. A service's replicas can.
     """
-    if (
-        job.spec.is_service
-        or job.spec.array is not None
-        or any(t.notice is not None for t in job.open_tasks())
-    ):
+    if job.spec.is_service or job.spec.array is not None or job.leaving:
         return False
-    size = len(job.staying_tasks())
+    size = job.num_staying
     if not 0 < size < min(job.spec.replicas.min, job.desired) - job.num_succeeded:
         return False
     # Replicas that were never started are those of somebody's wish for more: no reason to stop what runs.
@@ -158,7 +156,8 @@ def _is_missed(job: Job, task: Task) -> bool:
 
 def _stop_leavers(state: CellState, job: Job, now_s: float, decision: Decision) -> None:
     """Ask noticed processes to end: at once, or a serving replica when drained or out of time."""
-    for task in job.active_tasks():
+    for index in job.leaving:
+        task = job.tasks[index]
         notice = task.notice
         if notice is None or notice.stopping:
             continue

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tidecell.cell.index import Index
 from tidecell.structs.job import ACTIVE, TERMINAL, Cause, JobSpec, TaskState
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import Claim, JobStopping, TaskRef
@@ -150,6 +151,7 @@ class Job:
         self.open = {t.index: None for t in self.tasks if t.state not in TERMINAL}
         self.ended = Counter(t.state for t in self.tasks if t.state in TERMINAL)
         self.num_active = sum(1 for t in self.tasks if t.active)
+        self.leaving = {t.index: None for t in self.tasks if t.notice is not None}
 
     @property
     def state(self) -> TaskState:
@@ -186,6 +188,11 @@ class Job:
         return [t for t in self.open_tasks() if t.active and t.notice is None]
 
     @property
+    def num_staying(self) -> int:
+        """How many active tasks were not told to leave."""
+        return self.num_active - len(self.leaving)
+
+    @property
     def num_succeeded(self) -> int:
         """How many tasks have done their work."""
         return self.ended[TaskState.SUCCEEDED]
@@ -218,6 +225,10 @@ class CellState:
     live_uids: dict[str, None] = field(default_factory=dict)  # insertion-ordered set
     finished_uids: deque[str] = field(default_factory=deque)
     policy: Policy | None = None
+
+    def __post_init__(self) -> None:
+        """Index what is there."""
+        self.index = Index.of(self)
 
     def live_jobs(self) -> Iterator[Job]:
         """Yield jobs without an outcome, oldest first."""

@@ -133,7 +133,7 @@ class Runtime:
                 waiting.extend(self._dependents(self.state.jobs[uid]))
 
     def _dependents(self, job: Job) -> list[str]:
-        waiting = (other for other in self.state.live_jobs() if other.spec.after)
+        waiting = (self.state.jobs[uid] for uid in self.state.index.dependents(job))
         return [o.uid for o in waiting if any(run.uid == job.uid for _, run in blocking(self.state, o))]
 
     def _plan(self, now_s: float, outcome: Outcome) -> None:

@@ -60,6 +60,7 @@ def apply(state: CellState, event: Event, at_s: float) -> None:
         InvariantError: The event does not fit the state; the journal and the rules disagree.
     """
     _APPLY[type(event)](state, event, at_s)
+    state.index.note(state, event)
     state.seq += 1
 
 
@@ -177,6 +178,7 @@ def _job_finished(state: CellState, event: JobFinished, at_s: float) -> None:
 
 def _forget(state: CellState, uid: str) -> None:
     job = state.jobs.pop(uid)
+    state.index.forget(job)
     if state.by_name.get(job.spec.name) == uid:
         del state.by_name[job.spec.name]
 

@@ -217,24 +217,28 @@ def _machine_seen(state: CellState, message: MachineSeen, now_s: float) -> Decis
     if known is None or not known.up or known.spec != message.spec:
         decision.events.append(MachineJoined(message.spec))
     running = set(message.running)
-    for job in state.live_jobs():
-        for task in job.active_tasks():
-            if task.machine != message.spec.name:
-                continue
-            ref = state.ref(job, task)
-            if ref in running:
-                running.discard(ref)
-                if task.notice is not None and task.notice.stopping:
-                    decision.commands.append(stop_command(job, task, ref, now_s))
-            elif task.state is TaskState.STARTING:
-                decision.commands.append(start_command(job, task, ref))
-            else:
-                lost = TaskDown(ref, task.machine, exit_code=-1, lost=True)
-                decision.events.append(task_ended(job, task, lost, now_s))
-            _touch(decision, job.uid)
+    for job, task in tasks_on(state, message.spec.name):
+        ref = state.ref(job, task)
+        if ref in running:
+            running.discard(ref)
+            if task.notice is not None and task.notice.stopping:
+                decision.commands.append(stop_command(job, task, ref, now_s))
+        elif task.state is TaskState.STARTING:
+            decision.commands.append(start_command(job, task, ref))
+        else:
+            lost = TaskDown(ref, task.machine, exit_code=-1, lost=True)
+            decision.events.append(task_ended(job, task, lost, now_s))
+        _touch(decision, job.uid)
     for stray in sorted(running):
         decision.commands.append(StopTask(stray, message.spec.name, Cause.CANCEL, 0.0))
     return decision
+
+
+def tasks_on(state: CellState, machine: str) -> list[tuple[Job, Task]]:
+    """Return the active tasks on a machine, in the order in which they were placed."""
+    keys = state.index.load(machine).tasks
+    found = [(state.jobs[uid], state.jobs[uid].tasks[index]) for uid, index in keys]
+    return sorted(found, key=lambda pair: pair[1].epoch)
 
 
 def _touch(decision: Decision, uid: str) -> None:
@@ -244,7 +248,7 @@ def _touch(decision: Decision, uid: str) -> None:
 
 def start_command(job: Job, task: Task, ref: TaskRef) -> StartTask:
     """Return the command that starts a placed task; sending it twice does no harm."""
-    size = 1 if job.spec.array is not None else len(job.staying_tasks())
+    size = 1 if job.spec.array is not None else job.num_staying
     spec = spec_of(job, task)
     return StartTask(ref, task.machine, task.attempt, spec, task.accelerators, size, task.resources)
 
@@ -323,7 +327,7 @@ def _plan(state: CellState, message: PlanProposed, now_s: float) -> Decision:
         job = state.jobs[placed.ref.uid]
         size = 1
         if job.spec.array is None:
-            size = len(job.staying_tasks()) + verified.num_placed[job.uid]
+            size = job.num_staying + verified.num_placed[job.uid]
         commands.append(
             StartTask(
                 placed.ref,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from tidecell.cell.admission import blocking
 from tidecell.cell.disruptions import spare_disruptions
 from tidecell.cell.drains import closed_machines
+from tidecell.cell.ledger import Ledger
 from tidecell.cell.quota import gate_of, view_of
 from tidecell.cell.state import CellState, Job, Task
-from tidecell.cell.usage import MachineUse, held_for_others, machine_use
 from tidecell.scheduler.quota import Freed, Gate
 from tidecell.structs.job import Cause, Preemption, TaskState
 from tidecell.structs.messages import (
@@ -30,7 +30,6 @@ from tidecell.structs.messages import (
     TaskPlaced,
     TaskRef,
 )
-from tidecell.structs.resources import Resources
 
 
 @dataclass
@@ -40,19 +39,18 @@ class Verified:
     events: list[Event] = field(default_factory=list)
     placed: list[TaskPlaced] = field(default_factory=list)
     touched: set[str] = field(default_factory=set)
-    leaving: set[tuple[str, int]] = field(default_factory=set)  # told to leave by this very plan
     num_placed: dict[str, int] = field(default_factory=dict)  # by uid
 
 
 def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
     """Return the events of what still holds of ``plan``."""
-    out = Verified()
+    out, ledger = Verified(), Ledger(state)
     for uid, index in plan.withdrawals:
         if (uid, index) in state.claims:
+            ledger.dropped.add((uid, index))
             out.events.append(ClaimDropped(uid, index))
             out.touched.add(uid)
-    use = machine_use(state)
-    closed = closed_machines(state, now_s)
+    ledger.closed = closed_machines(state, now_s)
     gate = gate_of(state, now_s)
     if gate is not None:
         for uid, index in plan.withdrawals:
@@ -61,14 +59,16 @@ def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
         job = state.jobs.get(uid)
         if job is None or (job.spec.array is not None and _array_is_full(job, out)):
             continue
-        if _gang_holds(state, job, group, use, closed) and _quota_holds(job, group, gate):
-            _place(state, job, group, use, out)
-            out.num_placed[uid] = out.num_placed.get(uid, 0) + len(group)
-    for uid, removals, claims in _by_beneficiary(plan):
+        if _gang_holds(state, job, group, ledger):
+            if not _quota_holds(job, group, gate):
+                ledger.give_back(group)
+                continue
+            _place(state, job, group, ledger, out)
+    for uid, (removals, claims) in _by_beneficiary(plan).items():
         beneficiary = state.jobs.get(uid)
-        if any(claim.machine in closed for claim in claims):
+        if beneficiary is None:
             continue
-        if beneficiary is not None and _removals_hold(state, beneficiary, removals, claims, out, gate):
+        if _removals_hold(state, beneficiary, removals, claims, out, ledger, gate):
             _remove(state, beneficiary, removals, claims, now_s, out)
             _note_removals(state, beneficiary, removals, claims, gate)
     return out
@@ -96,48 +96,29 @@ def _pending_and_wanted(job: Job, index: int) -> Task | None:
     return task if task.state is TaskState.PENDING else None
 
 
-def _gang_holds(
-    state: CellState,
-    job: Job,
-    group: list[Placement],
-    use: dict[str, MachineUse],
-    closed: frozenset[str],
-) -> bool:
+def _gang_holds(state: CellState, job: Job, group: list[Placement], ledger: Ledger) -> bool:
+    """Whether all of a group can be placed; if so they are on the ledger."""
     if job.spec.after and blocking(state, job):
         return False
-    if len(job.staying_tasks()) + job.num_succeeded + len(group) < min(job.spec.replicas.min, job.desired):
+    size = job.num_staying + job.num_succeeded + len(group)
+    if size < min(job.spec.replicas.min, job.desired):
         return False
-    if len({placement.index for placement in group}) < len(group):
+    mine = {(job.uid, placement.index) for placement in group}
+    if len(mine) < len(group):
         return False
-    extra: dict[str, Resources] = {}
-    taken: set[tuple[str, int]] = set()
-    for placement in group:
-        machine = state.machines.get(placement.machine)
-        if machine is None or not machine.up or placement.machine in closed:
+    for done, placement in enumerate(group):
+        if not _placement_holds(job, placement, mine, ledger):
+            ledger.give_back(group[:done])
             return False
-        if _pending_and_wanted(job, placement.index) is None:
-            return False
-        if placement.shape >= len(job.spec.shapes):
-            return False
-        wanted = job.spec.request(placement.index, placement.shape)
-        if placement.resources != wanted:
-            return False
-        extra[placement.machine] = extra.get(placement.machine, Resources()) + wanted
-        entry = use[placement.machine]
-        held = held_for_others(state, placement.machine, job.uid, placement.index)
-        for sibling in group:  # a sibling's claim on this machine is part of this very gang
-            claim = state.claims.get((job.uid, sibling.index))
-            if claim and claim.machine == placement.machine and sibling is not placement:
-                held = held - claim.resources
-        if not (entry.used + held + extra[placement.machine]).fits(entry.capacity):
-            return False
-        indices = {(placement.machine, i) for i in placement.accelerators}
-        if len(placement.accelerators) != wanted.num_accelerators or indices & taken:
-            return False
-        if entry.accelerators & set(placement.accelerators):
-            return False
-        taken |= indices
     return True
+
+
+def _placement_holds(job: Job, placement: Placement, mine: set[tuple[str, int]], ledger: Ledger) -> bool:
+    if _pending_and_wanted(job, placement.index) is None or placement.shape >= len(job.spec.shapes):
+        return False
+    if placement.resources != job.spec.request(placement.index, placement.shape):
+        return False
+    return ledger.take(placement, mine)
 
 
 def _quota_holds(job: Job, group: list[Placement], gate: Gate | None) -> bool:
@@ -145,7 +126,7 @@ def _quota_holds(job: Job, group: list[Placement], gate: Gate | None) -> bool:
     if gate is None:
         return True
     view = view_of(job)
-    missing = max(0, min(job.spec.replicas.min, job.desired) - len(job.staying_tasks()) - len(view.done))
+    missing = max(0, min(job.spec.replicas.min, job.desired) - job.num_staying - len(view.done))
     gang, growth = group[:missing], group[missing:]
     for part, above in [(gang, False), *(([p], True) for p in growth)]:
         if gate.check(view, [p.index for p in part], above) is not None:
@@ -186,13 +167,12 @@ def _note_removals(
         gate.claim(view_of(by), claim.index, claim.resources)
 
 
-def _place(
-    state: CellState, job: Job, group: list[Placement], use: dict[str, MachineUse], out: Verified
-) -> None:
+def _place(state: CellState, job: Job, group: list[Placement], ledger: Ledger, out: Verified) -> None:
     for placement in group:
         task = job.tasks[placement.index]
-        if (job.uid, task.index) in state.claims:
+        if (job.uid, task.index) in state.claims and (job.uid, task.index) not in ledger.dropped:
             out.events.append(ClaimDropped(job.uid, task.index))
+            ledger.dropped.add((job.uid, task.index))
         # The sequence number that this event will get: unique, and higher than any before.
         ref = TaskRef(job.uid, task.index, state.seq + len(out.events) + 1)
         placed = TaskPlaced(
@@ -206,18 +186,17 @@ def _place(
         )
         out.events.append(placed)
         out.placed.append(placed)
-        entry = use[placement.machine]
-        entry.used = entry.used + placement.resources
-        entry.accelerators.update(placement.accelerators)
     out.touched.add(job.uid)
+    out.num_placed[job.uid] = out.num_placed.get(job.uid, 0) + len(group)
 
 
-def _by_beneficiary(plan: Plan) -> list[tuple[str, list[Removal], list[Claim]]]:
-    names = dict.fromkeys([r.by for r in plan.removals] + [c.uid for c in plan.claims])
-    return [
-        (name, [r for r in plan.removals if r.by == name], [c for c in plan.claims if c.uid == name])
-        for name in names
-    ]
+def _by_beneficiary(plan: Plan) -> dict[str, tuple[list[Removal], list[Claim]]]:
+    groups: dict[str, tuple[list[Removal], list[Claim]]] = {}
+    for removal in plan.removals:
+        groups.setdefault(removal.by, ([], []))[0].append(removal)
+    for claim in plan.claims:
+        groups.setdefault(claim.uid, ([], []))[1].append(claim)
+    return groups
 
 
 def _removals_hold(
@@ -226,64 +205,64 @@ def _removals_hold(
     removals: list[Removal],
     claims: list[Claim],
     out: Verified,
+    ledger: Ledger,
     gate: Gate | None,
 ) -> bool:
+    """Whether these may be told to leave, and what is claimed is then there; if so it is on the ledger."""
     if not claims or any(_pending_and_wanted(by, claim.index) is None for claim in claims):
         return False  # nobody leaves in vain: what is freed must be held for somebody who waits
-    leaving = out.leaving | {(removal.uid, removal.index) for removal in removals}
-    if len(leaving) != len(out.leaving) + len(removals) or not _claims_fit(state, by, leaving, claims):
+    shapes = range(len(by.spec.shapes))
+    if any(c.resources not in [by.spec.request(c.index, s) for s in shapes] for c in claims):
         return False
-    for removal in removals:
-        job = state.jobs.get(removal.uid)
-        if job is None or not job.live or removal.index >= len(job.tasks):
-            return False
-        task = job.tasks[removal.index]
-        if not task.active or task.notice is not None or task.machine != removal.machine:
-            return False
-        if any(placed.ref.uid == removal.uid for placed in out.placed):
-            return False  # it cannot grow and shrink at once
-        lower = job.spec.priority.band < by.spec.priority.band
-        if not (lower or gate is not None) or not _may_lose(job, leaving):
-            return False
-        if not _budget_holds(job, leaving):
-            return False
-    return gate is None or _takes_back(by, claims, removals, state, gate)
+    going: list[tuple[str, int]] = []
+    holds = all(_removal_holds(state, by, removal, out, ledger, gate, going) for removal in removals)
+    losers = [state.jobs[uid] for uid in dict.fromkeys(uid for uid, _ in going)]
+    holds = holds and all(_may_lose(job, ledger) and _budget_holds(job, ledger) for job in losers)
+    holds = holds and (gate is None or _takes_back(by, claims, removals, state, gate))
+    if holds and ledger.claim(by.uid, claims):
+        return True
+    for key in going:
+        ledger.stay(key)
+    return False
 
 
-def _budget_holds(job: Job, leaving: set[tuple[str, int]]) -> bool:
+def _removal_holds(
+    state: CellState,
+    by: Job,
+    removal: Removal,
+    out: Verified,
+    ledger: Ledger,
+    gate: Gate | None,
+    going: list[tuple[str, int]],
+) -> bool:
+    job = state.jobs.get(removal.uid)
+    if job is None or not job.live or removal.index >= len(job.tasks):
+        return False
+    task, key = job.tasks[removal.index], (removal.uid, removal.index)
+    if not task.active or task.notice is not None or task.machine != removal.machine:
+        return False
+    if removal.uid in out.num_placed or key in ledger.leaving:
+        return False  # it cannot grow and shrink at once
+    if gate is None and job.spec.priority.band >= by.spec.priority.band:
+        return False
+    ledger.leave(key)
+    going.append(key)
+    return True
+
+
+def _budget_holds(job: Job, ledger: Ledger) -> bool:
     """Whether the job's disruption budget, over all causes, covers those that this plan takes."""
     spare = spare_disruptions(job)
-    return spare is None or sum(1 for uid, _ in leaving if uid == job.uid) <= spare
+    return spare is None or ledger.num_leaving.get(job.uid, 0) <= spare
 
 
-def _may_lose(job: Job, leaving: set[tuple[str, int]]) -> bool:
+def _may_lose(job: Job, ledger: Ledger) -> bool:
     """Whether a job's own policy allows that these leave: what is above its minimum, or all of it."""
-    rest = sum(1 for t in job.staying_tasks() if (job.uid, t.index) not in leaving)
+    rest = job.num_staying - ledger.num_leaving.get(job.uid, 0)
     above_min = rest + job.num_succeeded >= min(job.spec.replicas.min, job.desired)
     if job.spec.preemption is Preemption.ANY:
         return above_min or rest == 0
     return job.spec.preemption is Preemption.ABOVE_MIN and above_min
-
-
-def _claims_fit(state: CellState, by: Job, leaving: set[tuple[str, int]], claims: list[Claim]) -> bool:
-    """Whether what is to be held will be there: free now, or when those that leave have left."""
-    mine = {(by.uid, claim.index) for claim in claims}
-    for name in {claim.machine for claim in claims}:
-        machine = state.machines.get(name)
-        if machine is None or not machine.up:
-            return False
-        held = [c for k, c in state.claims.items() if c.machine == name and k not in mine]
-        used = Resources()
-        for claim in (*held, *(c for c in claims if c.machine == name)):
-            used = used + claim.resources
-        for job in state.live_jobs():
-            for task in job.staying_tasks():
-                if task.machine == name and (job.uid, task.index) not in leaving:
-                    used = used + task.resources
-        if not used.fits(machine.spec.capacity):
-            return False
-    shapes = range(len(by.spec.shapes))
-    return all(c.resources in [by.spec.request(c.index, s) for s in shapes] for c in claims)
 
 
 def _remove(
@@ -295,7 +274,6 @@ def _remove(
         deadline_s = now_s + job.spec.grace_period_s
         out.events.append(TaskNoticed(ref, Cause.PREEMPT, deadline_s, removal.new_size, by.spec.name))
         out.touched.add(job.uid)
-        out.leaving.add((removal.uid, removal.index))
     for claim in claims:
         out.events.append(Claimed(claim))
     out.touched.add(by.uid)

@@ -1,0 +1,334 @@
+"""What a cell's state implies, kept beside it so that nobody has to look at every job or machine. Pure.
+
+Derived, never journaled: ``apply`` changes the state's records and then tells the index which task, job
+or claim an event was about; ``Index.of`` works the same out from scratch, and ``check_state`` holds both
+equal. An event of a new kind needs nothing here as long as it names its subject as all others do: ``ref``
+changes that one task, ``uid`` that one job, and what names neither changes machines.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tidecell.structs.messages import Claim, ClaimDropped, Claimed, Event, JobAccepted, JobFinished
+from tidecell.structs.resources import GPU, Resources
+
+if TYPE_CHECKING:
+    from tidecell.cell.records import CellState, Job, Task
+
+Key = tuple[str, int]  # uid and index of a task
+
+
+class Holding(NamedTuple):
+    """What an active task holds, and of what: an alloc's envelope, or the machine itself."""
+
+    machine: str
+    envelope: str
+    resources: Resources
+    accelerators: tuple[int, ...]
+    leaving: bool
+
+    @property
+    def row(self) -> str:
+        """Whose capacity it uses."""
+        return self.envelope or self.machine
+
+
+@dataclass(slots=True)
+class Sum:
+    """A sum of reservations; ``devices`` has the thousandths in use of each device that is used."""
+
+    cpu_millis: int = 0
+    memory_bytes: int = 0
+    gpu_millis: int = 0
+    devices: dict[int, int] = field(default_factory=dict)
+
+    def add(self, resources: Resources, accelerators: Iterable[int], sign: int) -> None:
+        """Add one reservation, or with ``sign`` -1 take it away."""
+        self.cpu_millis += sign * resources.cpu_millis
+        self.memory_bytes += sign * resources.memory_bytes
+        self.gpu_millis += sign * resources.gpu_millis
+        each = sign * min(GPU, resources.gpu_millis)
+        for device in accelerators:
+            rest = self.devices.get(device, 0) + each
+            if rest:
+                self.devices[device] = rest
+            else:
+                self.devices.pop(device, None)
+
+    def copy(self) -> Sum:
+        """Return a sum that can be written to."""
+        return Sum(self.cpu_millis, self.memory_bytes, self.gpu_millis, dict(self.devices))
+
+    @property
+    def resources(self) -> Resources:
+        """The sum as a vector."""
+        return Resources(self.cpu_millis, self.memory_bytes, self.gpu_millis)
+
+
+@dataclass(slots=True)
+class Load:
+    """What tasks hold of one machine or envelope.
+
+    Attributes:
+        used: What all tasks hold, leaving ones included.
+        leaving: What those hold that were told to leave.
+        tasks: The tasks there; of a machine also those in envelopes on it.
+        claims: What is held there for tasks that wait.
+    """
+
+    used: Sum = field(default_factory=Sum)
+    leaving: Sum = field(default_factory=Sum)
+    tasks: dict[Key, None] = field(default_factory=dict)
+    claims: dict[Key, Claim] = field(default_factory=dict)
+
+
+_NO_LOAD = Load()
+
+
+@dataclass(slots=True)
+class Changes:
+    """What has changed since somebody last looked.
+
+    Attributes:
+        jobs: Uid to the indices of changed tasks; None: the job as a whole.
+        rows: Machines and envelopes of which more or less is held.
+        machines: Whether machines came, went or changed.
+        claims: Whether claims came or went.
+    """
+
+    jobs: dict[str, set[int] | None] = field(default_factory=dict)
+    rows: set[str] = field(default_factory=set)
+    machines: bool = False
+    claims: bool = False
+
+    def task(self, uid: str, index: int) -> None:
+        """One task of a job changed."""
+        known = self.jobs.setdefault(uid, set())
+        if known is not None:
+            known.add(index)
+
+
+class _Scope(enum.Enum):
+    TASK = 1
+    JOB = 2
+    CLAIM = 3
+    CELL = 4
+
+
+@dataclass(slots=True)
+class Index:
+    """Look-ups into a cell's state.
+
+    Attributes:
+        holdings: What each active task holds.
+        loads: The same by machine or envelope.
+        candidates: Live jobs that have tasks which wait, wanted or not.
+        services: Live services, oldest first.
+        claims_of: Uid to the indices of its tasks for which capacity is held, and where.
+        after: Name to the live jobs that come after jobs of that name.
+        timed: Live jobs whose rules look at the clock at every tick.
+        changes: What has changed, for somebody who keeps a picture; None while nobody does.
+        capacity: What ``admission`` worked out about the empty cell; forgotten when machines change.
+    """
+
+    holdings: dict[Key, Holding] = field(default_factory=dict)
+    loads: dict[str, Load] = field(default_factory=dict)
+    candidates: dict[str, None] = field(default_factory=dict)
+    services: dict[str, None] = field(default_factory=dict)
+    claims_of: dict[str, dict[int, str]] = field(default_factory=dict)
+    after: dict[str, dict[str, None]] = field(default_factory=dict)
+    timed: dict[str, None] = field(default_factory=dict)
+    changes: Changes | None = field(default=None, compare=False)
+    capacity: dict[Any, Any] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, state: CellState) -> Index:
+        """Return the index of a state, from scratch."""
+        index = cls()
+        for job in state.live_jobs():
+            index._enter(job)
+            for task in job.tasks:
+                index._take_task(job, task.index)
+        for claim in state.claims.values():
+            index._claim(claim)
+        return index
+
+    # ------------------------------------------------------------------------------ looking up
+
+    def load(self, name: str) -> Load:
+        """Return what is held of a machine or envelope; not to be changed."""
+        return self.loads.get(name, _NO_LOAD)
+
+    def dependents(self, job: Job) -> list[str]:
+        """Return live jobs that come after this one."""
+        by_name = self.after.get(job.spec.name, {})
+        return list(by_name | self.after.get(job.uid, {}))
+
+    # ------------------------------------------------------------------------------ keeping up
+
+    def note(self, state: CellState, event: Event) -> None:
+        """Take in what an event that was just applied has changed."""
+        kind = type(event)
+        scope = _SCOPES.get(kind) or _learn(kind)
+        if scope is _Scope.TASK:
+            ref = event.ref  # type: ignore[attr-defined]
+            job = state.jobs.get(ref.uid)
+            if job is not None:
+                self._take_task(job, ref.index)
+                self._weigh(job)
+                if self.changes is not None:
+                    self.changes.task(ref.uid, ref.index)
+        elif scope is _Scope.JOB:
+            self._note_job(state, event)
+        elif scope is _Scope.CLAIM:
+            self._note_claim(event)
+        else:
+            self.capacity.clear()
+            if self.changes is not None:
+                self.changes.machines = True
+
+    def _note_job(self, state: CellState, event: Event) -> None:
+        uid: str = event.uid  # type: ignore[attr-defined]
+        job = state.jobs.get(uid)
+        if job is None:
+            return
+        if isinstance(event, JobAccepted):
+            self._enter(job)
+        elif isinstance(event, JobFinished):
+            self._leave(job)
+        else:
+            self._weigh(job)
+        if self.changes is None:
+            return
+        self.changes.jobs[uid] = None
+        if isinstance(event, JobAccepted | JobFinished):
+            self._renamed(job)
+
+    def forget(self, job: Job) -> None:
+        """A finished job is no longer kept."""
+        self._leave(job)
+        self._renamed(job)
+
+    def _renamed(self, job: Job) -> None:
+        """What a job's name stands for has changed: those who come after it see something else."""
+        if self.changes is not None and self.after:
+            for uid in self.dependents(job):
+                self.changes.jobs[uid] = None
+
+    def _enter(self, job: Job) -> None:
+        if job.spec.is_service:
+            self.services[job.uid] = None
+        for name in job.spec.after:
+            self.after.setdefault(name, {})[job.uid] = None
+        self._weigh(job)
+
+    def _leave(self, job: Job) -> None:
+        self.services.pop(job.uid, None)
+        for name in job.spec.after:
+            others = self.after.get(name, {})
+            others.pop(job.uid, None)
+            if not others:
+                self.after.pop(name, None)
+        self._weigh(job)
+
+    def _weigh(self, job: Job) -> None:
+        """Put a job among those that wait, and those that follow the clock, or take it out."""
+        _keep(self.candidates, job.uid, job.live and job.stopping is None and len(job.open) > job.num_active)
+        _keep(self.timed, job.uid, job.live and follows_clock(job))
+
+    def _take_task(self, job: Job, index: int) -> None:
+        """Bring what is known of one task up to date."""
+        task = job.tasks[index] if index < len(job.tasks) else None
+        new = _holding(task) if task is not None else None
+        _keep(job.leaving, index, new is not None and new.leaving)
+        key = (job.uid, index)
+        old = self.holdings.get(key)
+        if new == old:
+            return
+        if old is not None:
+            self._hold(key, old, -1)
+        if new is not None:
+            self.holdings[key] = new
+            self._hold(key, new, 1)
+        else:
+            del self.holdings[key]
+
+    def _hold(self, key: Key, holding: Holding, sign: int) -> None:
+        load = self._load(holding.row)
+        load.used.add(holding.resources, holding.accelerators, sign)
+        if holding.leaving:
+            load.leaving.add(holding.resources, holding.accelerators, sign)
+        for name in {holding.row, holding.machine}:
+            _keep(self._load(name).tasks, key, sign > 0)
+            self._let_go(name)
+        if self.changes is not None:
+            self.changes.rows.add(holding.row)
+
+    def _load(self, name: str) -> Load:
+        load = self.loads.get(name)
+        if load is None:
+            load = self.loads[name] = Load()
+        return load
+
+    def _let_go(self, name: str) -> None:
+        load = self.loads[name]
+        if not (load.tasks or load.claims):
+            del self.loads[name]
+
+    def _note_claim(self, event: Event) -> None:
+        if isinstance(event, Claimed):
+            key = (event.claim.uid, event.claim.index)
+            self._unclaim(key)
+            self._claim(event.claim)
+        elif isinstance(event, ClaimDropped):
+            self._unclaim((event.uid, event.index))
+        if self.changes is not None:
+            self.changes.claims = True
+
+    def _claim(self, claim: Claim) -> None:
+        self._load(claim.machine).claims[claim.uid, claim.index] = claim
+        self.claims_of.setdefault(claim.uid, {})[claim.index] = claim.machine
+
+    def _unclaim(self, key: Key) -> None:
+        mine = self.claims_of.get(key[0], {})
+        machine = mine.pop(key[1], None)
+        if machine is None:
+            return
+        if not mine:
+            del self.claims_of[key[0]]
+        del self.loads[machine].claims[key]
+        self._let_go(machine)
+
+
+def follows_clock(job: Job) -> bool:
+    """Whether a job's rules depend on time in ways that no event announces: it is asked at every tick."""
+    return False
+
+
+def _holding(task: Task) -> Holding | None:
+    if not task.active:
+        return None
+    leaving = task.notice is not None
+    return Holding(task.machine, task.envelope, task.resources, task.accelerators, leaving)
+
+
+def _keep(keys: dict[Any, None], key: Any, wanted: bool) -> None:
+    if wanted:
+        keys[key] = None
+    else:
+        keys.pop(key, None)
+
+
+_SCOPES: dict[type[Event], _Scope] = {Claimed: _Scope.CLAIM, ClaimDropped: _Scope.CLAIM}
+
+
+def _learn(kind: type[Event]) -> _Scope:
+    """Read off an event's fields what it is about."""
+    fields = kind.__struct_fields__
+    scope = _Scope.TASK if "ref" in fields else _Scope.JOB if "uid" in fields else _Scope.CELL
+    _SCOPES[kind] = scope
+    return scope
