@@ -23,8 +23,10 @@ from tidecell.cell.reconcile import GANG_REPAIR_S
 from tidecell.cell.runtime import Outcome
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import CellState, Job, encode_state
+from tidecell.client.schema_work import CATCH_UPS, OVERLAPS
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import Snapshot
+from tidecell.structs.cron import Schedule
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import (
     Amount,
@@ -49,8 +51,10 @@ from tidecell.structs.messages import (
     ControlStarted,
     DesiredProposed,
     Input,
+    JobAccepted,
     JobChanged,
     JobFinished,
+    JobHoldRequested,
     JobStopRequested,
     JobSubmitted,
     MachineLost,
@@ -130,7 +134,14 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
     array = None if service or draw(st.integers(0, 4)) else Array(draw(st.integers(1, 9)))
     if array is not None:
         replicas = Replicas(0, draw(st.integers(1, array.count)))
+    schedule = None
+    if not service and array is None and draw(st.integers(0, 5)) == 0:
+        overlap, catch_up = draw(st.sampled_from(OVERLAPS)), draw(st.sampled_from(CATCH_UPS))
+        schedule = Schedule("* * * * *", "UTC", overlap, catch_up, draw(st.integers(1, 3)))
     return JobSpec(
+        schedule=schedule,
+        hold=draw(st.integers(0, 9)) == 0,
+        begin_s=draw(st.sampled_from([0.0, 0.0, 0.0, 1_030.0])),
         array=array,
         name=draw(st.sampled_from(NAMES)),
         kind=Kind.SERVICE if service else Kind.JOB,
@@ -145,8 +156,8 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         min_runtime_s=draw(st.sampled_from([0.0, 0.0, 5.0])),
         retry=Retry(draw(st.sampled_from([(), (RetryOn.ERROR, RetryOn.INTERRUPTION), tuple(RetryOn)])), 2),
         max_duration_s=draw(st.sampled_from([0.0, 0.0, 40.0])),
-        after=tuple(draw(st.sampled_from([(), (), (), ("n0",)]))),
         team=draw(st.sampled_from(TEAMS)),
+        after=() if schedule is not None else tuple(draw(st.sampled_from([(), (), (), ("n0",)]))),
         scaling=Scaling() if service and replicas.min < replicas.max and draw(st.booleans()) else None,
         update=draw(updates(service)),
         disruptions=draw(
@@ -169,6 +180,7 @@ class History:
         self.finished: set[str] = set()
         self.noticed: dict[TaskRef, TaskNoticed] = {}
         self.highest_epoch = 0
+        self.fired: set[tuple[str, float]] = set()
         self.open: set[TaskRef] = set()
         self.below_min_since: dict[str, float] = {}
 
@@ -177,7 +189,14 @@ class History:
             if isinstance(event, JobFinished):
                 assert event.uid not in self.finished, f"{event.uid} finishes twice"
                 self.finished.add(event.uid)
+            elif isinstance(event, JobAccepted) and event.parent:
+                assert (event.parent, event.target_s) not in self.fired, "a firing starts two runs"
+                assert event.target_s <= now_s, "a run before its time"
+                self.fired.add((event.parent, event.target_s))
             elif isinstance(event, TaskPlaced):
+                job = state.jobs.get(event.ref.uid)
+                assert job is None or not job.held, "a job that is held starts tasks"
+                assert job is None or job.begin_s <= now_s, "a job starts before its time"
                 self._placed(event)
             elif isinstance(event, TaskNoticed):
                 self._noticed(state, event, now_s)
@@ -497,6 +516,12 @@ class CellMachine(RuleBasedStateMachine):
         )
         self.tick(PlanProposed(plan))
 
+    @precondition(lambda self: self.cell.state.live_uids)
+    @rule(data=st.data(), hold=st.booleans())
+    def hold(self, data: st.DataObject, hold: bool) -> None:
+        uid = data.draw(st.sampled_from(sorted(self.cell.state.live_uids)))
+        self.ask(JobHoldRequested(self.cell.state.jobs[uid].spec.name, hold))
+
     @rule(seconds=st.sampled_from([0.0, 0.3, 1.0, 7.0, 30.0, 61.0]))
     def wait(self, seconds: float) -> None:
         self.cell.now_s += seconds
@@ -592,8 +617,10 @@ class CellMachine(RuleBasedStateMachine):
         for name in MACHINES:
             self.seen(name)
         for job in list(self.cell.state.live_jobs()):
-            if job.spec.is_service:
+            if job.spec.is_service or job.spec.schedule is not None:
                 self.ask(JobStopRequested(job.spec.name))
+            elif job.held:
+                self.ask(JobHoldRequested(job.spec.name, hold=False))
         for _ in range(60):
             if not self.cell.state.live_uids:
                 return

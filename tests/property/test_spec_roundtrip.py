@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidecell.client.schema import parse_data, parse_specs, spec_diff, spec_to_dict
+from tidecell.client.schema_work import CATCH_UPS, OVERLAPS
+from tidecell.structs.cron import Schedule
 from tidecell.structs.errors import SpecError
 from tidecell.structs.job import (
     Amount,
@@ -73,8 +75,16 @@ def updates(draw: st.DrawFn, service: bool) -> Update:
 @st.composite
 def work_of(draw: st.DrawFn, service: bool) -> dict[str, object]:
     """What kind of work it is, besides replicas."""
+    start: dict[str, object] = {"begin_s": float(draw(st.integers(0, 2**31))), "hold": draw(st.booleans())}
     if service or draw(st.booleans()):
-        return {}
+        return start
+    if draw(st.booleans()):
+        cron = draw(st.sampled_from(["0 3 * * *", "*/5 * * * 1-5", "0 0 1 1 *"]))
+        zones, ways = st.sampled_from(["UTC", "Europe/Berlin"]), st.sampled_from(OVERLAPS)
+        schedule = st.builds(
+            Schedule, st.just(cron), zones, ways, st.sampled_from(CATCH_UPS), st.integers(1, 99)
+        )
+        return {"schedule": draw(schedule), "after": ()}
     if draw(st.booleans()):
         array = Array(draw(st.integers(1, 99)))
     else:
@@ -95,6 +105,7 @@ def specs(draw: st.DrawFn) -> JobSpec:
     replicas = draw(ranges())
     name = draw(names)
     gpus = draw(st.integers(0, 8))
+    after = tuple(n for n in draw(st.lists(names, unique=True, max_size=3)) if n != name)
     return JobSpec(
         name=name,
         kind=Kind.SERVICE if service else Kind.JOB,
@@ -120,7 +131,6 @@ def specs(draw: st.DrawFn) -> JobSpec:
             backoff_s + draw(seconds),
         ),
         max_duration_s=draw(st.one_of(st.just(0.0), seconds)),
-        after=tuple(n for n in draw(st.lists(names, unique=True, max_size=3)) if n != name),
         port=draw(st.integers(1, 65535)) if service else 0,
         probes=Probes(
             draw(st.sampled_from(["", "/health"])),
@@ -138,7 +148,7 @@ def specs(draw: st.DrawFn) -> JobSpec:
         team=draw(st.sampled_from(["", "search"])),
         update=draw(updates(service)),
         disruptions=draw(st.one_of(st.none(), st.builds(Disruptions, amounts))),
-        **{"replicas": replicas, **draw(work_of(service))},
+        **{"replicas": replicas, "after": after, **draw(work_of(service))},
     )
 
 
@@ -185,6 +195,8 @@ keys = st.sampled_from(
         "array",
         "update",
         "disruptions",
+        "begin",
+        "schedule",
     ]
 )
 

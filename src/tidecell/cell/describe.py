@@ -26,12 +26,15 @@ from tidecell.structs.messages import (
     JobAccepted,
     JobDesired,
     JobFinished,
+    JobHeld,
+    JobReleased,
     JobReprioritized,
     JobRescaled,
     JobStopping,
     MachineGone,
     MachineJoined,
     PolicySet,
+    ScheduleDecided,
     TaskEnded,
     TaskNoticed,
     TaskPlaced,
@@ -69,6 +72,22 @@ def _policy(e: PolicySet) -> str:
     return f"quota of {len(e.policy.teams)} teams set: {names}" if names else "quota set, without teams"
 
 
+def _accepted(e: JobAccepted) -> str:
+    if e.spec.schedule is not None:
+        return f"accepted: runs at '{e.spec.schedule.cron}' ({e.spec.schedule.timezone})"
+    size = f"{e.spec.replicas} replicas"
+    if e.spec.array is not None:
+        size = f"{e.spec.array.count} items, {e.spec.replicas.max} at once"
+    owner = f", a run of {e.parent}" if e.parent else ""
+    return f"accepted: {e.spec.kind.value}, {size}, {e.spec.priority}{owner}"
+
+
+def _schedule_decided(e: ScheduleDecided) -> str:
+    owed = f"{len(e.due)} due" if e.due else "nothing due"
+    skipped = f"; {e.skipped} skipped" if e.skipped else ""
+    return owed + skipped + (f": {e.why}" if e.why else "")
+
+
 def _ended(e: TaskEnded) -> str:
     why = f", {e.message}" if e.message else ""
     cause = f" ({e.cause.value})" if e.cause is not None else ""
@@ -82,7 +101,10 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
         f"machine {e.name} is gone" + (", as many others; its tasks wait for it" if e.release_s else "")
     ),
     PolicySet: lambda e: _policy(e),
-    JobAccepted: lambda e: f"accepted: {e.spec.kind.value}, {e.spec.replicas} replicas, {e.spec.priority}",
+    JobAccepted: _accepted,
+    JobHeld: lambda e: "held back",
+    JobReleased: lambda e: "released",
+    ScheduleDecided: _schedule_decided,
     JobRescaled: lambda e: f"replicas set to {e.replicas}",
     JobReprioritized: lambda e: f"priority set to {e.priority}",
     JobDesired: lambda e: f"wants {e.desired} replicas" + (f": {e.why}" if e.why else ""),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from tidecell.cell.admission import blocking
 from tidecell.cell.drains import closed_machines, drain_steps
 from tidecell.cell.rollout import advance
+from tidecell.cell.schedules import next_of_schedule
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.step import Decision, stop_command
 from tidecell.structs.job import Cause, TaskState
@@ -48,6 +49,9 @@ def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
         return Decision(list(events), touched={uid})
     if (state.drains or job.extra) and job.stopping is None and (events := drain_steps(state, job, now_s)):
         return Decision(list(events), touched={uid})
+    if job.spec.schedule is not None and job.stopping is None:
+        decision.events, decision.touched = next_of_schedule(state, job, now_s)
+        return decision
     _tell_leavers(state, job, now_s, decision)
     _stop_leavers(state, job, now_s, decision)
     return decision
@@ -65,6 +69,8 @@ def _drop_idle_claims(state: CellState, job: Job, now_s: float, decision: Decisi
 
 def _conclusion(state: CellState, job: Job, now_s: float) -> JobStopping | JobFinished | None:
     """Return the event that begins the end of a job, if its end has come."""
+    if job.spec.schedule is not None:
+        return None
     if job.spec.array is None and job.ended[TaskState.FAILED]:
         failed = next(t for t in job.tasks if t.state is TaskState.FAILED)
         text = f"replica {failed.index}: {failed.message}" if len(job.tasks) > 1 else failed.message

@@ -135,6 +135,13 @@ class Job:
     exit_code: int = 0
     message: str = ""
     desired_why: str = ""
+    held: bool = False
+    begin_s: float = 0.0
+    parent: str = ""  # uid of the schedule whose run this is
+    target_s: float = 0.0  # when that run was due
+    through_s: float = 0.0  # a schedule: firings up to here are decided
+    due: tuple[float, ...] = ()  # a schedule: firings that it owes a run for
+    runs: list[str] = field(default_factory=list)  # a schedule: uids of its runs that are remembered
     story: list[str] = field(default_factory=list)
     who: str = ""
     version: int = 1

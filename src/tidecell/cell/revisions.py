@@ -56,6 +56,10 @@ def _revised(state: CellState, event: JobRevised, at_s: float) -> None:
         for task in job.tasks:
             if not task.active:
                 task.failures, task.not_before_s, task.tried, task.failed_on = 0, 0.0, {}, ()
+    if event.spec.begin_s != job.spec.begin_s:
+        job.begin_s = event.spec.begin_s
+    if event.spec.hold != job.spec.hold:
+        job.held = event.spec.hold
     job.spec, job.version, job.program = event.spec, event.version, event.program
     job.needs = event.needs
     if event.rolls:

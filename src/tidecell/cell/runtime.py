@@ -129,12 +129,14 @@ class Runtime:
             self._take(decision, now_s, outcome)
             self._dirty = True
             waiting.append(uid)
+            waiting.extend(sorted((decision.touched or set()) - {uid}))
             if was_live and not self.state.jobs[uid].live:
                 waiting.extend(self._dependents(self.state.jobs[uid]))
 
     def _dependents(self, job: Job) -> list[str]:
         waiting = (self.state.jobs[uid] for uid in self.state.index.dependents(job))
-        return [o.uid for o in waiting if any(run.uid == job.uid for _, run in blocking(self.state, o))]
+        found = [o.uid for o in waiting if any(run.uid == job.uid for _, run in blocking(self.state, o))]
+        return [*found, job.parent] if job.parent else found
 
     def _plan(self, now_s: float, outcome: Outcome) -> None:
         """Schedule, and take the plan in as any other input."""

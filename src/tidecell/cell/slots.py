@@ -17,6 +17,10 @@ def resize(job: Job) -> None:
         open_items(job)
         return
     replicas = job.spec.replicas
+    if job.spec.array is not None:
+        open_items(job)
+    if job.spec.array is not None or job.spec.schedule is not None:
+        return
     grow_to(job, replicas.max)
     wanted = replicas.max if job.spec.scaling is None else job.desired
     set_desired(job, max(replicas.min, min(replicas.max, wanted)))

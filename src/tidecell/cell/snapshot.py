@@ -36,6 +36,8 @@ def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
         blocked_by=blocked,
         ends_by_s=ends_by_s,
         stopping=job.stopping is not None,
+        held=job.held,
+        begin_s=job.begin_s,
         # An array's items do not make a gang: nobody asks which of them are done.
         done=()
         if job.spec.array is not None

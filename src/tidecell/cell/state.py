@@ -26,12 +26,15 @@ from tidecell.structs.messages import (
     JobAccepted,
     JobDesired,
     JobFinished,
+    JobHeld,
+    JobReleased,
     JobReprioritized,
     JobRescaled,
     JobStopping,
     MachineGone,
     MachineJoined,
     PolicySet,
+    ScheduleDecided,
     TaskEnded,
     TaskNoticed,
     TaskPlaced,
@@ -119,20 +122,49 @@ def _policy_set(state: CellState, event: PolicySet, at_s: float) -> None:
 def _job_accepted(state: CellState, event: JobAccepted, at_s: float) -> None:
     spec = event.spec
     desired = spec.replicas.min if spec.scaling is not None else spec.replicas.max
-    count = 0 if spec.array is not None else spec.replicas.max
+    count = 0 if spec.array is not None or spec.schedule is not None else spec.replicas.max
     tasks = [Task(i) for i in range(count)]
     job = Job(event.uid, spec, at_s, desired, tasks, needs=event.needs, who=event.who)
-    open_items(job)
+    job.held, job.begin_s, job.parent, job.target_s = spec.hold, spec.begin_s, event.parent, event.target_s
+    if spec.schedule is not None:
+        job.desired, job.through_s = 0, at_s
+    else:
+        open_items(job)
     state.jobs[event.uid] = job
     state.by_name[spec.name] = event.uid
-    state.counters[spec.name] = state.counters.get(spec.name, 0) + 1
+    if event.parent:
+        parent = _job(state, event.parent)
+        parent.due = tuple(t for t in parent.due if t != event.target_s)
+        parent.runs.append(event.uid)
+    else:
+        state.counters[spec.name] = state.counters.get(spec.name, 0) + 1
     state.live_uids[event.uid] = None
     _tell(job, "accepted", at_s)
+
+
+def _job_held(state: CellState, event: JobHeld, at_s: float) -> None:
+    job = _job(state, event.uid)
+    job.held = True
+    _tell(job, "held", at_s)
+
+
+def _job_released(state: CellState, event: JobReleased, at_s: float) -> None:
+    job = _job(state, event.uid)
+    job.held, job.begin_s = False, 0.0
+    _tell(job, "released", at_s)
+
+
+def _schedule_decided(state: CellState, event: ScheduleDecided, at_s: float) -> None:
+    job = _job(state, event.uid)
+    job.through_s, job.due = event.through_s, event.due
+    _tell(job, f"{len(event.due)} due, {event.skipped} skipped", at_s)
 
 
 def _job_rescaled(state: CellState, event: JobRescaled, at_s: float) -> None:
     job = _job(state, event.uid)
     job.spec = msgspec.structs.replace(job.spec, replicas=event.replicas)
+    if job.spec.schedule is not None:
+        return
     if job.spec.array is not None:
         open_items(job)
         _tell(job, f"parallel {event.replicas.max}", at_s)
@@ -172,13 +204,28 @@ def _job_finished(state: CellState, event: JobFinished, at_s: float) -> None:
     _tell(job, f"finished {event.state}", at_s)
     del state.live_uids[event.uid]
     state.finished_uids.append(event.uid)
+    _trim_runs(state, job)
     while len(state.finished_uids) > MAX_FINISHED:
         _forget(state, state.finished_uids.popleft())
+
+
+def _trim_runs(state: CellState, run: Job) -> None:
+    """Of a schedule's finished runs only so many are remembered."""
+    parent = state.jobs.get(run.parent)
+    if parent is None or parent.spec.schedule is None:
+        return
+    over = [uid for uid in parent.runs if not state.jobs[uid].live]
+    for uid in over[: max(0, len(over) - parent.spec.schedule.history)]:
+        state.finished_uids.remove(uid)
+        _forget(state, uid)
 
 
 def _forget(state: CellState, uid: str) -> None:
     job = state.jobs.pop(uid)
     state.index.forget(job)
+    parent = state.jobs.get(job.parent)
+    if parent is not None:
+        parent.runs.remove(uid)
     if state.by_name.get(job.spec.name) == uid:
         del state.by_name[job.spec.name]
 
@@ -286,6 +333,9 @@ _APPLY: dict[type[Event], Any] = {
     MachineGone: _machine_gone,
     PolicySet: _policy_set,
     JobAccepted: _job_accepted,
+    JobHeld: _job_held,
+    JobReleased: _job_released,
+    ScheduleDecided: _schedule_decided,
     JobRescaled: _job_rescaled,
     JobReprioritized: _job_reprioritized,
     JobDesired: _job_desired,

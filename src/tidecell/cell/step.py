@@ -42,6 +42,9 @@ from tidecell.structs.messages import (
     JobAccepted,
     JobChanged,
     JobDesired,
+    JobHeld,
+    JobHoldRequested,
+    JobReleased,
     JobReprioritized,
     JobRescaled,
     JobStopping,
@@ -195,6 +198,16 @@ def _stop_requested(state: CellState, message: JobStopRequested, now_s: float) -
         StopTask(state.ref(job, t), t.machine, job.stopping.cause, 0.0) for t in job.active_tasks()
     ]
     return Decision([], hurry, {job.uid})
+
+
+def _hold_requested(state: CellState, message: JobHoldRequested, now_s: float) -> Decision:
+    job = _live(state, message.name)
+    if job.stopping is not None:
+        raise ConflictError(f"job '{message.name}' is stopping ({job.stopping.cause})")
+    if message.hold:
+        return Decision([] if job.held else [JobHeld(job.uid)], touched={job.uid})
+    waits = job.held or job.begin_s > now_s
+    return Decision([JobReleased(job.uid)] if waits else [], touched={job.uid})
 
 
 def _desired(state: CellState, message: DesiredProposed, now_s: float) -> Decision:
@@ -364,6 +377,7 @@ _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
     JobSubmitted: _submitted,
     JobChanged: _changed,
     JobStopRequested: _stop_requested,
+    JobHoldRequested: _hold_requested,
     DesiredProposed: _desired,
     MachineSeen: _machine_seen,
     MachineLost: _machine_lost,

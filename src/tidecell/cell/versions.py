@@ -15,7 +15,7 @@ IN_PLACE = frozenset(
     {
         *("name", "kind", "team", "priority", "replicas", "labels", "grace_period_s", "min_runtime_s"),
         *("checkpoint", "preemption", "retry", "max_duration_s", "after", "probes", "scaling", "models"),
-        *("update", "disruptions"),
+        *("update", "disruptions", "begin_s", "hold", "schedule"),
     }
 )
 # Fields that say what a job is; another value is another job.
@@ -86,6 +86,11 @@ def revise(
                 f"{getattr(job.spec, name) or '(none)'} -> {getattr(spec, name) or '(none)'}",
                 f"stop it first (tide stop {spec.name}), or give the new one another name",
             )
+    if (spec.schedule is None) is not (job.spec.schedule is None):
+        raise ConflictError(
+            f"job '{spec.name}' is live, and cannot begin or cease to be a schedule while it is",
+            f"stop it first (tide stop {spec.name}), or give the new one another name",
+        )
     check_dependencies(state, spec)
     check_capacity(state, spec, spec.replicas)
     number = job.version + 1

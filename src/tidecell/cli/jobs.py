@@ -16,6 +16,7 @@ from tidecell.cli.show import (
     clock,
     err,
     make_table,
+    moment,
     out,
     print_json,
     print_table,
@@ -168,6 +169,10 @@ def _print_job(job: JobStatus) -> None:
         facts.append(("update", job.update.text))
     if job.desired_why:
         facts.append(("scaled", job.desired_why))
+    if job.begin_s > time.time():
+        facts.append(("begins", moment(job.begin_s)))
+    if job.runs:
+        facts.append(("runs", ", ".join(job.runs[-10:])))
     if text := waits_text(job):
         facts.append(("outcome" if job.done else "waits for", text))
     if job.waiting is not None and job.waiting.detail:
@@ -197,6 +202,9 @@ def _print_job(job: JobStatus) -> None:
 
 
 def _size_fact(job: JobStatus) -> tuple[str, str]:
+    if job.schedule is not None:
+        s = job.schedule
+        return ("schedule", f"'{s.cron}' ({s.timezone}); overlap: {s.overlap}, catch_up: {s.catch_up}")
     if job.array is None:
         sizes = f"{job.running} running, {job.ready} ready, {job.desired} wanted ({job.replicas})"
         return ("replicas", sizes)

@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logs": ("tidecell.cli.jobs", "logs", "Show a job's output"),
     "events": ("tidecell.cli.jobs", "events", "Show what happened"),
     "stop": ("tidecell.cli.jobs", "stop", "Stop a job"),
+    "hold": ("tidecell.cli.work", "hold", "Hold a job back"),
+    "release": ("tidecell.cli.work", "release", "Let a job start that is held back"),
     "scale": ("tidecell.cli.jobs", "scale", "Change a job's replicas"),
     "prio": ("tidecell.cli.jobs", "prio", "Change a job's priority"),
     "quota": ("tidecell.cli.quota", "quota", "Show or set what teams may use"),

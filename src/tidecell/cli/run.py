@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tidecell.client.units import (
     parse_duration,
     parse_env,
     parse_gpu,
+    parse_moment,
     parse_size,
 )
 from tidecell.client.views import JobStatus
@@ -52,6 +54,8 @@ PASSED_ON = ("PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "LD_LIBRARY_PA
 @click.option("--max-duration", default="", help="Stop it after so long, for example 2h.")
 @click.option("--retries", default=0, help="Start it again so often when it fails.")
 @click.option("--grace-period", default="30s", show_default=True, help="Between notice and SIGKILL.")
+@click.option("--begin", default="", metavar="TIME", help="Start no earlier: +10m, 2026-11-24 03:00.")
+@click.option("--hold", is_flag=True, help="Wait until it is released: tide release NAME.")
 @click.option("--after", multiple=True, metavar="JOB", help="Start when this job has succeeded.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(command: tuple[str, ...], detach: bool, **options: object) -> None:
@@ -98,6 +102,8 @@ def _spec(command: tuple[str, ...], o: dict[str, object]) -> JobSpec:
             max_duration_s=parse_duration(text("max_duration")) if text("max_duration") else 0.0,
             grace_period_s=parse_duration(text("grace_period")),
             retry=Retry(on, retries or 3),
+            begin_s=parse_moment(text("begin"), time.time()) if text("begin") else 0.0,
+            hold=bool(o["hold"]),
             after=tuple(_strings(o["after"])),
         )
     except ValueError as error:

@@ -82,11 +82,19 @@ def clock(at_s: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at_s))
 
 
+def moment(at_s: float) -> str:
+    """Return a moment as local date and time, the date only where it is not today."""
+    today = time.strftime("%Y-%m-%d") == time.strftime("%Y-%m-%d", time.localtime(at_s))
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M", time.localtime(at_s))
+
+
 def replicas_text(job: JobStatus) -> str:
     """Return replicas as ``running/desired`` and the range they may move in."""
     if job.array is not None:
         ended = sum(job.array.counts.get(s.value, 0) for s in TERMINAL)
         return f"{ended}/{job.array.count} done, {job.running} run"
+    if job.schedule is not None:
+        return f"{len(job.runs)} runs"
     now = f"{job.ready if job.kind == 'service' else job.running}/{job.desired}"
     return now if job.replicas.min == job.replicas.max else f"{now} ({job.replicas})"
 
@@ -98,6 +106,10 @@ def waits_text(job: JobStatus) -> str:
     if job.stopping:
         return f"stopping ({job.stopping})"
     parts = []
+    if job.next_s:
+        parts.append(f"next {moment(job.next_s)}")
+    elif job.schedule is not None and job.held:
+        parts.append("OnHold")
     if job.last_event:
         parts.append(job.last_event)
     if job.update is not None:

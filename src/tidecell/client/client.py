@@ -268,6 +268,14 @@ class Client:
         raw = self._call("DELETE", f"/v1/jobs/{name}", now="1" if now else None)
         return msgspec.json.decode(raw, type=JobStatus)
 
+    def hold(self, name: str) -> JobStatus:
+        """Hold a job back: what waits of it does not start, a schedule does not fire."""
+        return msgspec.json.decode(self._call("POST", f"/v1/jobs/{name}/hold"), type=JobStatus)
+
+    def release(self, name: str) -> JobStatus:
+        """Let a job start that was held back, or whose begin time has not come."""
+        return msgspec.json.decode(self._call("POST", f"/v1/jobs/{name}/release"), type=JobStatus)
+
     def wait(self, name: str, until: str = "done", timeout_s: float | None = None) -> JobStatus:
         """Return when a job is ``done``, ``ready`` or ``started``, or when the time is up.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tidecell.client.document import Node, read_data, read_text
 from tidecell.client.schema_lifecycle import read_disruptions, read_retry, read_update
-from tidecell.client.schema_work import read_array, work_rules
+from tidecell.client.schema_work import read_array, read_begin, read_schedule, work_rules
 from tidecell.client.section import (
     NAME_HINT,
     Section,
@@ -28,6 +28,7 @@ from tidecell.client.section import (
     positive_duration,
     text_of,
     whole_number,
+    yes_or_no,
 )
 from tidecell.client.specform import spec_diff, spec_to_dict
 from tidecell.client.units import (
@@ -153,6 +154,9 @@ class _SpecReader:
             resources=resources,
             accelerator_type=accelerator_type,
             replicas=self._replicas() if array is None else Replicas(0, array[1]),
+            begin_s=read_begin(top),
+            hold=top.take("hold", yes_or_no, False),
+            schedule=read_schedule(top),
             array=array[0] if array is not None else None,
             priority=top.take("priority", plainly(parse_priority), default_priority(kind)),
             preemption=top.take("preemption", plainly(parse_preemption), default_preemption(kind)),

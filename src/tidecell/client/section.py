@@ -180,6 +180,13 @@ def positive_duration(node: Node) -> float:
     return seconds
 
 
+def yes_or_no(node: Node) -> bool:
+    """``true`` or ``false``."""
+    if not isinstance(node.value, bool):
+        raise UnitError(f"{show(node.plain())} is not true or false")
+    return node.value
+
+
 def retry_on(node: Node) -> tuple[RetryOn, ...]:
     """A list of causes of failure."""
     words = choice([r.value for r in RetryOn])

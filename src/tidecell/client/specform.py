@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tidecell.client.units import format_duration, format_gpu, format_size
+import msgspec
+
+from tidecell.client.units import format_duration, format_gpu, format_moment, format_size
 from tidecell.structs.job import (
     Amount,
     Band,
@@ -82,6 +84,11 @@ def _full(spec: JobSpec) -> dict[str, Any]:
         out["probes"] = _probes(spec.probes)
     if spec.scaling is not None:
         out["scaling"] = _scaling(spec.scaling)
+    if spec.begin_s:
+        out["begin"] = format_moment(spec.begin_s)
+    out["hold"] = spec.hold
+    if spec.schedule is not None:
+        out["schedule"] = msgspec.structs.asdict(spec.schedule)
     if spec.array is not None:
         out |= {"array": _array(spec.array, spec.replicas.max)}
     out["update"] = _update(spec.update)

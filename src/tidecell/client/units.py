@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 
 from tidecell.structs.errors import TidecellError
@@ -117,6 +118,31 @@ def format_duration(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts) or "0s"
+
+
+def parse_moment(value: object, now_s: float) -> float:
+    """Return seconds since the epoch of ``"+10m"`` (from now), or of a date and time as in ISO 8601.
+
+    Without a time zone the time is that of this machine: ``2026-11-24 03:00``.
+
+    Raises:
+        UnitError: It is neither.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if text.startswith("+"):
+        return now_s + parse_duration(text[1:])
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise UnitError(
+            f"{show(value)} is no time",
+            "write +10m, or a date and time: 2026-11-24 03:00, 2026-11-24T03:00+01:00",
+        ) from error
+
+
+def format_moment(at_s: float) -> str:
+    """Return text that ``parse_moment`` reads back to exactly this moment, in whole microseconds."""
+    return datetime.fromtimestamp(at_s, UTC).isoformat(" ")
 
 
 # ------------------------------------------------------------------------------------------ resources
@@ -338,6 +364,7 @@ __all__ = [
     "format_cpu",
     "format_duration",
     "format_gpu",
+    "format_moment",
     "format_size",
     "parse_array",
     "parse_cpu",
@@ -345,6 +372,7 @@ __all__ = [
     "parse_env",
     "parse_gpu",
     "parse_memory",
+    "parse_moment",
     "parse_preemption",
     "parse_priority",
     "parse_replicas",

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from tidecell.structs.cron import Schedule
 from tidecell.structs.job import Reason, Replicas, TaskState
 from tidecell.structs.machine import Accelerator
 from tidecell.structs.resources import Resources
@@ -114,6 +115,9 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         message: How it ended, or what it waits for.
         endpoint: For a service, where the router serves it.
         last_event: For example ``PREEMPTED by chat``.
+        next_s: When a schedule fires next; 0 while it is held back.
+        runs: Names of a schedule's runs that are remembered, oldest first.
+        parent: Of a schedule's run, the uid of the schedule.
         tasks: Replicas; of an array only items that run, wait openly or failed.
     """
 
@@ -147,6 +151,12 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     version: int = 1
     update: UpdateStatus | None = None
     array: ArrayStatus | None = None
+    held: bool = False
+    begin_s: float = 0.0
+    schedule: Schedule | None = None
+    next_s: float = 0.0
+    runs: tuple[str, ...] = ()
+    parent: str = ""
 
     @property
     def ready_replicas(self) -> int:

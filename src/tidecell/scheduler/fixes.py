@@ -21,6 +21,7 @@ from tidecell.scheduler.whatif import (
     find_job,
     judge,
     num_staying,
+    released,
     reprioritized,
     rescaled,
     resubmitted,
@@ -77,6 +78,9 @@ class Search:
 
     def run(self) -> None:
         """Try every kind of change, the user's own first."""
+        if self.job.held or self.job.begin_s > self.snapshot.now_s:
+            self._release()
+            return
         if self.job.blocked_by:
             self._dependencies()
             return
@@ -201,6 +205,15 @@ class Search:
         spec = replace(self.job.spec, accelerator_type="")
         if kind and self._with_spec(spec):
             self._add_spec_fix(f"resources.gpu {kind} -> of any type", spec)
+
+    def _release(self) -> None:
+        """Let it go; nothing else helps while it is held back or before its time."""
+        change = "held -> released" if self.job.held else "begin -> now"
+        if self._judge(released(self.snapshot, self.job)).starts:
+            self.fixes.append(Fix(change, f"tide release {self.job.name}"))
+        else:
+            text = "then it would wait all the same: see tide why after it"
+            self.no_help.append(Fix(change, f"tide release {self.job.name}", text))
 
     def _dependencies(self) -> None:
         """Without the jobs it comes after; nothing else helps while they have not succeeded."""

@@ -22,6 +22,8 @@ def expected_start(snapshot: Snapshot, job: JobView, waiting: Waiting, seed: int
     """Return when what waits of this job starts at the latest (0: unknown), and what that rests on."""
     if Reason.DEPENDENCY in waiting.reasons:
         return 0.0, f"unknown: when {listed(repr(n) for n in job.blocked_by)} succeeded"
+    if Reason.ON_HOLD in waiting.reasons:
+        return 0.0, "unknown: when somebody releases it"
     if waiting.reasons[0] is Reason.NO_MATCHING_MACHINE:
         return 0.0, "never: this cell could not hold it even if it were empty"
     if not snapshot.machines:
@@ -59,6 +61,7 @@ def _next_moment(snapshot: Snapshot, mine: JobView) -> tuple[float, str] | None:
         for task in job.tasks
         if task.machine and (job.uid != mine.uid or task.leaving) and (end_s := _end_s(job, task))
     ]
+    moments += [(j.begin_s, "") for j in snapshot.jobs if j.begin_s > snapshot.now_s and j.tasks]
     moments += [
         (t.not_before_s, "") for j in snapshot.jobs for t in j.tasks if t.not_before_s > snapshot.now_s
     ]

@@ -59,6 +59,8 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
         desired: Replicas wanted now.
         blocked_by: Names of jobs that must succeed first and have not.
         ends_by_s: When its ``max_duration`` ends it at the latest; 0: unknown.
+        held: Somebody holds it back.
+        begin_s: It does not start before.
         done: Indices of tasks that have succeeded; they count towards the gang and never run again.
         extra: Indices at or above ``desired`` at which a replica is wanted, standing in for another.
         vacant: Indices below ``desired`` at which none is wanted.
@@ -74,6 +76,8 @@ class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
     ends_by_s: float = 0.0
     stopping: bool = False
     done: tuple[int, ...] = ()
+    held: bool = False
+    begin_s: float = 0.0
     extra: tuple[int, ...] = ()
     vacant: tuple[int, ...] = ()
     spare_disruptions: int | None = None

@@ -42,6 +42,19 @@ class Unit:
         return (*size, spec.priority.band, self.demanded)
 
 
+def why_barred(job: JobView, now_s: float) -> dict[Reason, str]:
+    """Return why nothing of a job may start, whatever is free; the decisive reason first."""
+    barred: dict[Reason, str] = {}
+    if job.held:
+        barred[Reason.ON_HOLD] = f"held back; tide release {job.name} lets it start"
+    if job.begin_s > now_s:
+        barred[Reason.BEGIN_TIME] = f"begins in {job.begin_s - now_s:.0f} s, or now: tide release {job.name}"
+    if job.blocked_by:
+        names = ", ".join(f"'{n}'" for n in job.blocked_by)
+        barred[Reason.DEPENDENCY] = f"comes after {names}"
+    return barred
+
+
 def units_of(job: JobView, now_s: float, trace: PlanTrace) -> list[Unit]:
     """Split a job's waiting tasks; what cannot be tried now is noted in ``trace`` instead."""
     if job.stopping:
@@ -49,9 +62,10 @@ def units_of(job: JobView, now_s: float, trace: PlanTrace) -> list[Unit]:
     pending = [t for t in job.tasks if t.pending]
     if not pending:
         return []
-    if job.blocked_by:
-        names = ", ".join(f"'{n}'" for n in job.blocked_by)
-        trace.waiting[job.uid] = Waiting((Reason.DEPENDENCY,), f"comes after {names}", len(pending))
+    barred = why_barred(job, now_s)
+    if barred:
+        detail = "; ".join(barred.values())
+        trace.waiting[job.uid] = Waiting(tuple(barred), detail, len(pending))
         return []
     ready = [t for t in pending if t.not_before_s <= now_s]
     if len(ready) < len(pending):
@@ -60,6 +74,9 @@ def units_of(job: JobView, now_s: float, trace: PlanTrace) -> list[Unit]:
         trace.waiting[job.uid] = Waiting((Reason.BACKOFF,), text, len(pending) - len(ready))
     if job.spec.array is not None:
         room = job.spec.replicas.max - sum(1 for t in job.tasks if t.machine)
+        if room <= 0 and ready:
+            text = f"{job.spec.replicas.max} items run, as many as may at once"
+            trace.waiting.setdefault(job.uid, Waiting((Reason.WAITING_FOR_CAPACITY,), text, len(ready)))
         return [Unit(job, (t,), growth=False, demanded=True) for t in ready[: max(0, room)]]
     staying = sum(1 for t in job.tasks if t.machine and not t.leaving)
     missing = max(0, min(job.spec.replicas.min, job.desired) - staying - len(job.done))

@@ -61,7 +61,19 @@ def new_job(spec: JobSpec, now_s: float, live: Iterable[str] = (), uid: str = ""
     tasks = tuple(TaskView(i, pending=True) for i in range(desired))
     blocked_by = tuple(name for name in spec.after if name in set(live))
     ends_by_s = now_s + spec.max_duration_s if spec.max_duration_s else 0.0
-    return JobView(uid or f"{spec.name}.plan", spec, now_s, desired, tasks, blocked_by, ends_by_s)
+    if spec.schedule is not None:
+        desired, tasks = 0, ()
+    return JobView(
+        uid=uid or f"{spec.name}.plan",
+        spec=spec,
+        submitted_s=now_s,
+        desired=desired,
+        tasks=tasks,
+        blocked_by=blocked_by,
+        ends_by_s=ends_by_s,
+        held=spec.hold,
+        begin_s=spec.begin_s,
+    )
 
 
 def with_job(snapshot: Snapshot, job: JobView) -> Snapshot:
@@ -83,13 +95,19 @@ def resubmitted(rest: Snapshot, job: JobView, spec: JobSpec) -> Snapshot:
     Its age is gone: it comes after all others of its priority.
     """
     still = tuple(name for name in job.blocked_by if name in spec.after)
-    fresh = replace(new_job(spec, rest.now_s, uid=job.uid), blocked_by=still)
+    fresh = new_job(spec, rest.now_s, uid=job.uid)
+    fresh = replace(fresh, blocked_by=still, held=job.held, begin_s=job.begin_s)
     return replace(rest, jobs=(*rest.jobs, fresh))
 
 
 def reprioritized(snapshot: Snapshot, job: JobView, priority: Priority) -> Snapshot:
     """Return the snapshot after ``tide prio``."""
     return with_job(snapshot, replace(job, spec=replace(job.spec, priority=priority)))
+
+
+def released(snapshot: Snapshot, job: JobView) -> Snapshot:
+    """Return the snapshot after ``tide release``."""
+    return with_job(snapshot, replace(job, held=False, begin_s=0.0))
 
 
 def rescaled(snapshot: Snapshot, job: JobView, replicas: Replicas) -> Snapshot:

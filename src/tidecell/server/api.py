@@ -49,7 +49,7 @@ from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_d
 from tidecell.server.quota import describe_change, quota_status
 from tidecell.server.users import OPERATIONS as USER_OPERATIONS
 from tidecell.server.users import UsersApi, asker, owned_by_asker
-from tidecell.server.views import job_status, machine_status
+from tidecell.server.views import job_status, machine_status, schedule_why
 from tidecell.structs.errors import (
     ConflictError,
     ForbiddenError,
@@ -61,7 +61,13 @@ from tidecell.structs.errors import (
     TidecellError,
 )
 from tidecell.structs.job import JobSpec, Priority, Replicas
-from tidecell.structs.messages import JobChanged, JobStopRequested, JobSubmitted, PolicyProposed
+from tidecell.structs.messages import (
+    JobChanged,
+    JobHoldRequested,
+    JobStopRequested,
+    JobSubmitted,
+    PolicyProposed,
+)
 from tidecell.structs.tenant import Policy
 from tidecell.web.app import routes as console_routes
 
@@ -261,13 +267,25 @@ class Api:
         await self._control.ask(JobStopRequested(job.uid, now))
         return _json(self.status(self._job(request)))
 
+    async def hold(self, request: Request) -> Response:
+        return await self._hold(request, True)
+
+    async def release(self, request: Request) -> Response:
+        return await self._hold(request, False)
+
+    async def _hold(self, request: Request, hold: bool) -> Response:
+        await self._control.ask(JobHoldRequested(self._job(request).spec.name, hold))
+        return _json(self.status(self._job(request)))
+
     async def spec(self, request: Request) -> Response:
         return _json(self._job(request).spec)
 
     async def why(self, request: Request) -> Response:
         job = self._job(request)
         now_s = time.time()
-        if job.live:
+        if job.live and job.spec.schedule is not None:
+            view = schedule_why(job, now_s)
+        elif job.live:
             view = explain_why(take_snapshot(self._control.state, now_s), job.uid, now_s)
         else:
             view = WhyView(
@@ -442,6 +460,8 @@ OPERATIONS = (
         JobStatus,
         parameters=(("now", "boolean", "skip the grace period"),),
     ),
+    Operation("POST", "/v1/jobs/{name}/hold", "Hold it back: what waits does not start", JobStatus),
+    Operation("POST", "/v1/jobs/{name}/release", "Let it start, held back or before its time", JobStatus),
     Operation("GET", "/v1/jobs/{name}/spec", "What was asked for", JobSpec),
     Operation("GET", "/v1/jobs/{name}/why", "Why it waits, and what would make it start", WhyView),
     Operation("GET", "/v1/jobs/{name}/logs", "Its output", parameters=_LOG_QUERY),
@@ -520,6 +540,8 @@ def make_app(control: ControlPlane) -> ASGIApp:
         ("POST", "/v1/jobs/{name}/rollback"): lifecycle.rollback,
         ("POST", "/v1/jobs/{name}/promote"): lifecycle.promote,
         ("POST", "/v1/machines/{name}/drain"): lifecycle.drain,
+        ("POST", "/v1/jobs/{name}/hold"): api.hold,
+        ("POST", "/v1/jobs/{name}/release"): api.release,
         ("GET", "/v1/jobs/{name}/spec"): api.spec,
         ("GET", "/v1/jobs/{name}/why"): api.why,
         ("GET", "/v1/jobs/{name}/logs"): api.logs,

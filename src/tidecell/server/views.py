@@ -6,6 +6,8 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping
 
+from msgspec.structs import replace
+
 from tidecell.cell.drains import describe_drain
 from tidecell.cell.rollout import progress, waits_for
 from tidecell.cell.state import CellState, Job, Machine, Task
@@ -15,15 +17,19 @@ from tidecell.client.specform import spec_diff
 from tidecell.client.views import (
     ArrayStatus,
     DrainStatus,
+    Fix,
     JobStatus,
     MachineStatus,
     TaskStatus,
     UpdateStatus,
     VersionView,
     WaitingStatus,
+    WhyView,
 )
 from tidecell.scheduler.snapshot import PlanTrace
-from tidecell.structs.job import TERMINAL, Cause, TaskState
+from tidecell.scheduler.words import about
+from tidecell.structs.cron import next_target_s
+from tidecell.structs.job import TERMINAL, Cause, Reason, TaskState
 from tidecell.structs.messages import TaskRef
 from tidecell.structs.resources import Resources
 
@@ -71,6 +77,44 @@ def job_status(
         version=job.version,
         update=_update_status(job, now_s),
         array=_array_status(job),
+        held=job.held,
+        begin_s=job.begin_s,
+        schedule=spec.schedule,
+        next_s=_next_s(job),
+        runs=tuple(state.jobs[uid].spec.name for uid in job.runs),
+        parent=job.parent,
+    )
+
+
+def _next_s(job: Job) -> float:
+    """Return when a schedule fires next: what is owed already, else by its expression."""
+    schedule = job.spec.schedule
+    if schedule is None or job.held or not job.live:
+        return 0.0
+    return job.due[0] if job.due else next_target_s(schedule.cron, schedule.timezone, job.through_s)
+
+
+def schedule_why(job: Job, now_s: float) -> WhyView:
+    """Say what a schedule waits for: it has no replicas of its own that the scheduler could speak of."""
+    spec, next_s = job.spec, _next_s(job)
+    view = WhyView(spec.name, job.uid, job.state, job.submitted_s)
+    if job.stopping is not None:
+        return replace(view, message="it is stopping")
+    if job.held:
+        fix = Fix("held -> released", f"tide release {spec.name}", "then it fires again")
+        detail = f"held back; tide release {spec.name} lets it fire again"
+        return replace(view, reasons=(Reason.ON_HOLD,), detail=detail, fixes=(fix,))
+    if next_s <= now_s:
+        detail = "the next run is due, and starts when the one before is over"
+        return replace(view, reasons=(Reason.DEPENDENCY,), detail=detail)
+    cron = spec.schedule.cron if spec.schedule is not None else ""
+    detail = f"fires at '{cron}', next in {about(next_s - now_s)}"
+    return replace(
+        view,
+        reasons=(Reason.BEGIN_TIME,),
+        detail=detail,
+        expected_s=next_s,
+        expected_why="by its schedule",
     )
 
 

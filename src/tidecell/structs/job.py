@@ -10,6 +10,7 @@ import enum
 
 import msgspec
 
+from tidecell.structs.cron import Schedule
 from tidecell.structs.resources import Resources
 from tidecell.structs.work import Array
 
@@ -275,6 +276,9 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         after: Names of jobs that must have succeeded before this one starts.
         port: Fixed port of a service; 0: the engine chooses, and tells it in ``$PORT``.
         models: Model names that the router sends to this service.
+        begin_s: It does not start before, seconds since the epoch.
+        hold: It waits until it is released.
+        schedule: It runs nothing itself, but starts a run of its own name and time at each firing.
         array: Independent items instead of a gang; ``replicas`` is then 0 to the number that run at once.
         update: How a changed spec reaches running replicas.
         disruptions: How many replicas may be away at once; None: as many as policies allow.
@@ -308,6 +312,9 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     array: Array | None = None
     update: Update = Update()
     disruptions: Disruptions | None = None
+    begin_s: float = 0.0
+    hold: bool = False
+    schedule: Schedule | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

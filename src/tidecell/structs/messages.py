@@ -106,6 +106,13 @@ class JobStopRequested(Input, frozen=True, tag=True):
     immediately: bool = False
 
 
+class JobHoldRequested(Input, frozen=True, tag=True):
+    """Somebody holds a job back (its waiting replicas do not start), or releases it."""
+
+    name: str
+    hold: bool = True
+
+
 class DesiredProposed(Input, frozen=True, tag=True):
     """An autoscaler wants this many replicas of a service."""
 
@@ -188,6 +195,7 @@ AnyInput = (
     | JobSubmitted
     | JobChanged
     | JobStopRequested
+    | JobHoldRequested
     | DesiredProposed
     | MachineSeen
     | MachineLost
@@ -234,12 +242,42 @@ class PolicySet(Event, frozen=True, tag=True):
 
 
 class JobAccepted(Event, frozen=True, tag=True):
-    """A job was admitted and has an identity; ``needs``: the runs that its ``after`` means, by name."""
+    """A job was admitted and has an identity; ``needs``: the runs that its ``after`` means, by name.
+
+    A schedule's run names its ``parent`` and when it was due.
+    """
 
     uid: str
     spec: JobSpec
     needs: dict[str, str] = msgspec.field(default_factory=dict)
     who: str = ""
+    parent: str = ""
+    target_s: float = 0.0
+
+
+class JobHeld(Event, frozen=True, tag=True):
+    """Replicas of a job that wait do not start; a schedule does not fire."""
+
+    uid: str
+
+
+class JobReleased(Event, frozen=True, tag=True):
+    """A job is no longer held back, nor by its begin time."""
+
+    uid: str
+
+
+class ScheduleDecided(Event, frozen=True, tag=True):
+    """Firings of a schedule up to ``through_s`` are decided: ``due`` is what it now owes runs for.
+
+    ``skipped`` firings were let go, and why.
+    """
+
+    uid: str
+    through_s: float
+    due: tuple[float, ...] = ()
+    skipped: int = 0
+    why: str = ""
 
 
 class JobRescaled(Event, frozen=True, tag=True):
@@ -371,6 +409,9 @@ AnyEvent = (
     | MachineGone
     | PolicySet
     | JobAccepted
+    | JobHeld
+    | JobReleased
+    | ScheduleDecided
     | JobRescaled
     | JobReprioritized
     | JobDesired

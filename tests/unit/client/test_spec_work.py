@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from tidecell.client.schema import parse_specs
+from tidecell.structs.cron import Schedule
 from tidecell.structs.errors import SpecError
 from tidecell.structs.job import JobSpec, Replicas
 from tidecell.structs.work import Array
@@ -81,3 +83,59 @@ def test_mistakes_in_arrays_say_what_to_do(text: str, said: str):
 def test_a_service_is_no_array():
     said = mistakes("array: 3", "name: a\nkind: service\nrun: x\n")
     assert said == ["4: array: is for jobs that end | take it out, or give the service replicas"]
+
+
+def test_begin_is_a_moment_or_a_time_from_now():
+    assert read("begin: 2026-11-24T03:00+01:00").begin_s == 1795485600.0
+    soon = read("begin: +10m").begin_s
+    assert 590 < soon - time.time() <= 600
+
+
+def test_a_schedule_is_an_expression_or_a_mapping():
+    assert read('schedule: "0 3 * * *"').schedule == Schedule("0 3 * * *")
+    text = 'schedule: {cron: "0  3 * * MON", timezone: Europe/Berlin, overlap: queue, catch_up: last}'
+    assert read(text).schedule == Schedule("0 3 * * MON", "Europe/Berlin", "queue", "last")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "begin: soon",
+            "3: begin: 'soon' is no time | "
+            "write +10m, or a date and time: 2026-11-24 03:00, 2026-11-24T03:00+01:00",
+        ),
+        ("hold: maybe", "3: hold: 'maybe' is not true or false | "),
+        (
+            'schedule: "0 3 * *"',
+            "3: schedule: '0 3 * *': has 4 fields; cron has 5: minute, hour, day, month, day of week | "
+            'minute, hour, day, month, day of week: "0 3 * * *"',
+        ),
+        (
+            'schedule: {cron: "0 0 30 2 *"}',
+            "3: schedule.cron: '0 0 30 2 *': Bad day-of-month | "
+            'minute, hour, day, month, day of week: "0 3 * * *"',
+        ),
+        (
+            'schedule: {cron: "0 3 * * *", timezone: Mars/Base}',
+            "3: schedule.timezone: no time zone is called 'Mars/Base' | "
+            "write it as in the tz database: Europe/Berlin, UTC",
+        ),
+        (
+            'schedule: {cron: "0 3 * * *", overlap: skp}',
+            "3: schedule.overlap: 'skp' is not one of skip, queue, replace | did you mean 'skip'?",
+        ),
+        (
+            'begin: +1m\nschedule: "0 3 * * *"',
+            "3: begin: says when to start, and so does schedule | take one of them out",
+        ),
+    ],
+)
+def test_mistakes_about_time_say_what_to_do(text: str, said: str):
+    assert mistakes(text) == [said]
+
+
+def test_the_name_of_a_schedule_leaves_room_for_the_time():
+    said = mistakes('schedule: "0 3 * * *"', f"name: {'a' * 60}\nrun: x\n")
+    hint = "use at most 48 characters: each run's name has the time behind it"
+    assert said == [f"1: name: has 60 characters | {hint}"]
