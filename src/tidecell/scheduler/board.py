@@ -148,7 +148,9 @@ class Board:
 
     def leave(self, task: TaskView) -> None:
         """Mark a running task as leaving."""
-        self.fleet.leave(self.fleet.rows[task.machine], task.resources, task.accelerators)
+        row = self.fleet.rows.get(task.machine)
+        if row is not None:  # nothing becomes free on a machine that is away
+            self.fleet.leave(row, task.resources, task.accelerators)
 
     def claim(self, claim: Claim) -> None:
         """Hold capacity for a task: what is free, or what leaving tasks still use."""

@@ -165,7 +165,9 @@ def freed_by(board: Board, groups: Sequence[Group]) -> Room:
     freed = Room(np.zeros_like(fleet.used_NR), np.zeros_like(fleet.gpu_used_NG))
     for group in groups:
         for task in group.tasks:
-            row = fleet.rows[task.machine]
+            row = fleet.rows.get(task.machine)
+            if row is None:  # its machine is away and it is not given up yet: that frees nothing
+                continue
             columns = [fleet.accelerator_at[row][a] for a in task.accelerators]
             Board.add(freed, row, task.resources, columns, 1)
     return freed
