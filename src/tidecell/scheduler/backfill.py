@@ -146,6 +146,7 @@ def _keep(board: Board, rows: Sequence[tuple[int, Resources, tuple[int, ...]]], 
     for row, request, devices in rows:
         columns = [fleet.accelerator_at[row][d] for d in devices]
         Board.add(board.reserved, row, request, columns, 1)
+    board.reopen({row for row, _, _ in rows})
 
 
 def _rows_from_now_on(

@@ -51,6 +51,8 @@ class Board:
         claims: What is held for tasks whose victims are leaving.
         reserved: What blocked jobs will need from their expected start on, by row and device.
         extra: What will be free by then on those rows beyond what is free now.
+        open: What anybody may use now: free, less what is kept for heads. Kept row by row.
+        changed_rows: Rows of ``open`` that changed, in order; it only grows.
     """
 
     def __init__(self, snapshot: Snapshot, seed: int = 0, kept: Kept | None = None) -> None:
@@ -61,6 +63,8 @@ class Board:
         self.claims: dict[Key, Claim] = {}
         self.reserved: Room | None = None
         self.extra: Room | None = None
+        self.open = self.free.copy()
+        self.changed_rows: list[int] = []
         self._devices: dict[Key, tuple[int, ...]] = {}  # columns that a claim holds
         self._classes: dict[tuple[object, ...], PlacementClass] = {}
         for claim in snapshot.claims:
@@ -141,10 +145,31 @@ class Board:
         granted = job.spec.request(index, spot.shape)
         self.fleet.occupy(spot.row, granted, spot.devices)
         columns = self._columns(spot.row, spot.devices)
-        self._add(self.free, spot.row, granted, columns, -1)
         if gone_by_heads and self.extra is not None:
             self._add(self.extra, spot.row, granted, columns, 1)
+        self.use(spot.row, granted, columns, -1)
         return granted
+
+    def use(self, row: int, resources: Resources, columns: Iterable[int], sign: int) -> None:
+        """Add to (1) or take from (-1) what is free of a row."""
+        self._add(self.free, row, resources, columns, sign)
+        if self.reserved is None:
+            self._add(self.open, row, resources, columns, sign)
+            self.changed_rows.append(row)
+        else:
+            self.reopen((row,))
+
+    def reopen(self, rows: Iterable[int]) -> None:
+        """Work ``open`` out anew for rows of which something else changed than what is free."""
+        for row in rows:
+            free_R, gpu_G = self.free.free_NR[row].copy(), self.free.gpu_NG[row].copy()
+            if self.reserved is not None and self.extra is not None:
+                extra_R = np.maximum(self.extra.free_NR[row], 0)
+                extra_G = np.maximum(self.extra.gpu_NG[row], 0)
+                free_R -= np.maximum(self.reserved.free_NR[row] - extra_R, 0)
+                gpu_G -= np.maximum(self.reserved.gpu_NG[row] - extra_G, 0)
+            self.open.free_NR[row], self.open.gpu_NG[row] = free_R, gpu_G
+            self.changed_rows.append(row)
 
     def leave(self, task: TaskView) -> None:
         """Mark a running task as leaving."""
@@ -158,14 +183,14 @@ class Board:
         self.unclaim(key)
         columns = self._columns(row, claim.accelerators) or self._devices_to_come(row, claim.resources)
         self.claims[key], self._devices[key] = claim, columns
-        self._add(self.free, row, claim.resources, columns, -1)
+        self.use(row, claim.resources, columns, -1)
 
     def unclaim(self, key: Key) -> bool:
         """Hold nothing for a task any more; return whether anything was held."""
         claim = self.claims.pop(key, None)
         if claim is None:
             return False
-        self._add(self.free, self.fleet.rows[claim.machine], claim.resources, self._devices.pop(key), 1)
+        self.use(self.fleet.rows[claim.machine], claim.resources, self._devices.pop(key), 1)
         return True
 
     def _columns(self, row: int, devices: Iterable[int]) -> tuple[int, ...]:

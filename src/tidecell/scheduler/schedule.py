@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from tidecell.scheduler.backfill import Release, num_that_fit_empty, releases_of, reserve
 from tidecell.scheduler.board import Board, Spot
+from tidecell.scheduler.cached import CACHE_FROM, ScoreCache
 from tidecell.scheduler.gang import fit
 from tidecell.scheduler.preemption import Victims, find_victims
 from tidecell.scheduler.quota import Block, Gate
@@ -42,17 +43,24 @@ class _Pass:
     failed_shapes: dict[tuple[object, ...], Waiting] = field(default_factory=dict)
     releases: list[Release] | None = None  # what ends when; worked out where somebody asks
     gate: Gate | None = None  # quota; None: everything is allowed
+    cache: ScoreCache | None = None  # None: every unit scans all rows
 
 
-def schedule(snapshot: Snapshot, seed: int = 0, kept: Kept | None = None) -> tuple[Plan, PlanTrace]:
+def schedule(
+    snapshot: Snapshot, seed: int = 0, kept: Kept | None = None, cached: bool | None = None
+) -> tuple[Plan, PlanTrace]:
     """Return what to do now, and why the rest waits.
 
     Args:
         snapshot: The cell as it is.
         seed: Breaks ties between machines that are equally good; 0: the smallest name.
         kept: What a live cell keeps beside its snapshot; it saves time and changes no plan.
+        cached: Whether scores are kept between units, which changes no plan either; None: on large cells.
     """
-    run = _Pass(snapshot, Board(snapshot, seed, kept), gate=Gate.of(snapshot))
+    board = Board(snapshot, seed, kept)
+    run = _Pass(snapshot, board, gate=Gate.of(snapshot))
+    if len(board.fleet.names) >= CACHE_FROM if cached is None else cached:
+        run.cache = ScoreCache(board)
     units: list[Unit] = []
     for job in snapshot.jobs if kept is None else map(kept.jobs.__getitem__, kept.waiting):
         units += units_of(job, snapshot.now_s, run.trace)
@@ -144,13 +152,20 @@ def _is_claimed(run: _Pass, unit: Unit) -> bool:
     return bool(run.board.claims) and all(key in run.board.claims for key in unit.task_keys())
 
 
+def _fit_now(run: _Pass, unit: Unit) -> list[Spot] | None:
+    """Return a spot for each task in what is free now and kept for nobody else."""
+    if run.cache is None or _has_claim(run, unit):
+        return _fit(run, unit)
+    return run.cache.fit(unit.job, unit.indices)
+
+
 def _fit(run: _Pass, unit: Unit, future: bool = False, ignore_reserved: bool = False) -> list[Spot] | None:
     room = run.board.room(unit.task_keys(), future, ignore_reserved=ignore_reserved)
     return fit(run.board, unit.job, unit.indices, room)
 
 
 def _place(run: _Pass, unit: Unit) -> bool:
-    spots, is_short = _fit(run, unit), _ends_before_heads(run, unit)
+    spots, is_short = _fit_now(run, unit), _ends_before_heads(run, unit)
     if spots is None and (_is_claimed(run, unit) or is_short):
         spots = _fit(run, unit, ignore_reserved=True)
     if spots is None:

@@ -1,0 +1,114 @@
+"""The score cache changes no plan: it answers what full scans answer, interpreted and compiled."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tidecell.scheduler import cached
+from tidecell.scheduler.compiled import can_compile
+from tidecell.scheduler.schedule import schedule
+from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
+from tidecell.structs.job import Band, JobSpec, Kind, Preemption, Priority, Replicas, Shape
+from tidecell.structs.machine import Accelerator, MachineSpec
+from tidecell.structs.resources import Resources
+
+NOW_S = 1000.0
+
+
+def _machine(rng: random.Random, number: int) -> MachineSpec:
+    kinds = rng.choice([(), (), ("A100",) * 4, ("T4",) * 2, ("T4", "A100")])
+    devices = tuple(Accelerator(i, kind) for i, kind in enumerate(kinds))
+    capacity = Resources(rng.choice([4000, 8000, 16000]), rng.choice([16, 32]) << 30, 1000 * len(kinds))
+    return MachineSpec(f"m{number:03d}", capacity, devices)
+
+
+def _spec(rng: random.Random, name: str) -> JobSpec:
+    gpu = rng.choice([0, 0, 0, 250, 500, 1000, 2000])
+    low = rng.choice([1, 1, 1, 2, 4])
+    other = Shape(Resources(500, 0, 0)) if rng.random() < 0.15 else None
+    return JobSpec(
+        name,
+        rng.choice([Kind.JOB, Kind.JOB, Kind.SERVICE]),
+        argv=("x",),
+        resources=Resources(rng.choice([250, 500, 1000, 3000]), rng.choice([0, 1, 4]) << 30, gpu),
+        accelerator_type=rng.choice(["", "", "A100", "T4"]) if gpu else "",
+        any_of=(other,) if other is not None else (),
+        replicas=Replicas(low, low + rng.choice([0, 0, 2])),
+        priority=Priority(rng.choice(list(Band)), rng.choice([0, 0, 3])),
+        preemption=rng.choice(list(Preemption)),
+        max_duration_s=rng.choice([0.0, 20.0, 300.0]),
+    )
+
+
+def _snapshot(rng: random.Random) -> Snapshot:
+    """A random cell: what fits was placed by the scheduler itself, and more waits than fits."""
+    machines = tuple(_machine(rng, i) for i in range(rng.randint(1, 9)))
+    closed = tuple(m.name for m in machines if rng.random() < 0.1)
+    jobs = [_waiting(rng, f"j{i}", NOW_S - 100 + i) for i in range(rng.randint(1, 12))]
+    first = Snapshot(NOW_S, machines, tuple(jobs), closed=closed)
+    plan, _ = schedule(first, cached=False)
+    where = {(p.uid, p.index): p for p in plan.placements}
+    running = [
+        JobView(
+            job.uid,
+            job.spec,
+            job.submitted_s,
+            job.desired,
+            tuple(
+                TaskView(
+                    t.index,
+                    machine=p.machine,
+                    accelerators=p.accelerators,
+                    resources=p.resources,
+                    placed_s=NOW_S,
+                    leaving=(leaves := rng.random() < 0.1),
+                    leaving_by_s=NOW_S + 30 if leaves else 0.0,
+                )
+                if (p := where.get((job.uid, t.index))) is not None
+                else t
+                for t in job.tasks
+            ),
+            ends_by_s=job.ends_by_s,
+        )
+        for job in jobs
+    ]
+    more = [_waiting(rng, f"k{i}", NOW_S + i) for i in range(rng.randint(0, 25))]
+    return Snapshot(NOW_S + 30, machines, (*running, *more), closed=closed)
+
+
+def _waiting(rng: random.Random, name: str, at_s: float) -> JobView:
+    spec = _spec(rng, name)
+    tasks = tuple(TaskView(i, pending=True) for i in range(spec.replicas.max))
+    ends_s = at_s + spec.max_duration_s if spec.max_duration_s else 0.0
+    return JobView(f"{name}.1", spec, at_s, spec.replicas.max, tasks, ends_by_s=ends_s)
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_plans_with_and_without_the_cache_are_equal(seed: int) -> None:
+    snapshot = _snapshot(random.Random(seed))
+    for ties in (0, 7):
+        assert schedule(snapshot, ties, cached=True) == schedule(snapshot, ties, cached=False)
+
+
+@pytest.mark.skipif(not can_compile(), reason="numba is not installed (pip install 'tidecell[scale]')")
+def test_compiled_scores_lead_to_the_same_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, "COMPILE_FROM", 1)
+    for seed in range(40):
+        snapshot = _snapshot(random.Random(1000 + seed))
+        assert schedule(snapshot, 3, cached=True) == schedule(snapshot, 3, cached=False)
+
+
+def test_random_cells_place_preempt_reserve_and_wait() -> None:
+    """The generator reaches what the equality is about."""
+    seen = dict.fromkeys(("placements", "removals", "claims", "gangs", "shares", "waiting"), 0)
+    for seed in range(120):
+        plan, trace = schedule(_snapshot(random.Random(seed)), cached=True)
+        seen["placements"] += len(plan.placements)
+        seen["removals"] += len(plan.removals)
+        seen["claims"] += len(plan.claims)
+        seen["gangs"] += sum(1 for p in plan.placements if p.index == 1)
+        seen["shares"] += sum(1 for p in plan.placements if 0 < p.resources.gpu_millis < 1000)
+        seen["waiting"] += len(trace.waiting)
+    assert all(count >= 10 for count in seen.values()), seen
