@@ -20,7 +20,7 @@ from tidecell.scheduler.preemption import Victims, find_victims
 from tidecell.scheduler.quota import Block, Gate
 from tidecell.scheduler.snapshot import JobView, Kept, PlanTrace, Snapshot, Waiting
 from tidecell.scheduler.units import Unit, units_of
-from tidecell.structs.job import Reason
+from tidecell.structs.job import Band, Preemption, Reason
 from tidecell.structs.messages import Claim, Placement, Plan, Removal
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import team_of
@@ -38,6 +38,8 @@ class _Pass:
     claims: list[Claim] = field(default_factory=list)
     withdrawals: list[tuple[str, int]] = field(default_factory=list)
     left: set[tuple[str, int]] = field(default_factory=set)  # told to leave in this very pass
+    left_uids: set[str] = field(default_factory=set)
+    runners: dict[Band, dict[str, JobView]] | None = None  # who could give way, where somebody asked
     heads: list[tuple[JobView, float]] = field(default_factory=list)  # who reserved, and from when
     without_gang: set[str] = field(default_factory=set)  # jobs whose gang does not start in this pass
     failed_shapes: dict[tuple[object, ...], Waiting] = field(default_factory=dict)
@@ -88,7 +90,7 @@ def _serve(run: _Pass, unit: Unit) -> None:
     if not run.board.fleet.names:
         _wait(run, unit, Reason.WAITING_FOR_CAPACITY, detail="no machine has joined yet")
         return
-    if any(uid == unit.job.uid for uid, _ in run.left):
+    if unit.job.uid in run.left_uids:
         # Its size has just changed: what it lacks is counted anew in the next pass.
         _wait(run, unit, Reason.PRIORITY, detail="gives room to more important work just now")
         return
@@ -190,7 +192,7 @@ def _ends_before_heads(run: _Pass, unit: Unit) -> bool:
 
 def _preempt(run: _Pass, unit: Unit) -> bool:
     """Take capacity from lower bands, and hold it for this unit; or its own quota back from borrowers."""
-    jobs = [_as_seen_now(run, job) for job in run.snapshot.jobs]
+    jobs = _could_give_way(run, unit.job.spec.priority.band)
     if _has_claim(run, unit):
         held = _is_claimed(run, unit)
         fits = _fit(run, unit, future=True, ignore_reserved=held) is not None
@@ -227,7 +229,9 @@ def _tell_to_leave(run: _Pass, unit: Unit, jobs: list[JobView], victims: Victims
         run.board.leave(task)
         if run.gate is not None:
             run.gate.leave(job, task)
+        run.left_uids.add(job.uid)
     run.releases = None
+    _note_left(run, victims)
 
 
 def _withdraw(run: _Pass, unit: Unit) -> None:
@@ -239,15 +243,37 @@ def _withdraw(run: _Pass, unit: Unit) -> None:
                 run.gate.drop_claim(*key)
 
 
-def _as_seen_now(run: _Pass, job: JobView) -> JobView:
-    """The job with the tasks marked that this pass has already told to leave."""
-    if not any(uid == job.uid for uid, _ in run.left):
-        return job
-    tasks = tuple(replace(t, leaving=True) if (job.uid, t.index) in run.left else t for t in job.tasks)
-    spare = job.spare_disruptions
-    if spare is not None:
-        spare -= sum(1 for uid, _ in run.left if uid == job.uid)
-    return replace(job, tasks=tasks, spare_disruptions=spare)
+def _could_give_way(run: _Pass, band: Band) -> list[JobView]:
+    """Return the jobs that run and are not above a band, as this pass has left them so far.
+
+    Worked out once a pass, for all that ask: in a large cell most jobs are no business of a given unit.
+    """
+    if run.runners is None:
+        run.runners = {b: {} for b in Band}
+        for job in run.snapshot.jobs:
+            if not job.stopping and job.spec.preemption is not Preemption.NEVER and _runs(job):
+                run.runners[job.spec.priority.band][job.uid] = job
+    same = run.gate is not None  # a team's own quota may be taken back inside a band
+    bands = [b for b in Band if b < band or (same and b == band)]
+    return [job for b in bands for job in run.runners[b].values()]
+
+
+def _runs(job: JobView) -> bool:
+    return any(t.machine and not t.leaving for t in job.tasks)
+
+
+def _note_left(run: _Pass, victims: Victims) -> None:
+    """Bring what could give way up to date with who was told to leave just now."""
+    for uid in dict.fromkeys(job.uid for job, _ in victims.tasks):
+        job = next(job for job, _ in victims.tasks if job.uid == uid)
+        gone = {task.index for other, task in victims.tasks if other.uid == uid}
+        tasks = tuple(replace(t, leaving=True) if t.index in gone else t for t in job.tasks)
+        spare = job.spare_disruptions
+        if spare is not None:
+            spare -= len(gone)
+        if run.runners is not None:
+            fresh = replace(job, tasks=tasks, spare_disruptions=spare)
+            run.runners[job.spec.priority.band][uid] = fresh
 
 
 def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "") -> None:
