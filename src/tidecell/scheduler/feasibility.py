@@ -58,16 +58,25 @@ def placement_class(fleet: Fleet, spec: JobSpec, shape: int) -> PlacementClass:
     allowed_N = fleet.open_N.copy()
     typed_NG = None
     if wanted.accelerator_type or wanted.resources.gpu_millis:
-        typed_NG = devices_of_type(fleet, wanted.accelerator_type)
-        allowed_N &= typed_NG.any(axis=1)
+        typed_NG, some_N = devices_of_type(fleet, wanted.accelerator_type)
+        allowed_N &= some_N
     return PlacementClass(wanted, allowed_N, typed_NG)
 
 
-def devices_of_type(fleet: Fleet, accelerator_type: str) -> Bools:
-    """Return which devices are of a type; an empty type is any, names match on a part."""
+def devices_of_type(fleet: Fleet, accelerator_type: str) -> tuple[Bools, Bools]:
+    """Return which devices are of a type, and which rows have one; an empty type is any.
+
+    Names match on a part. What machines have does not change, so a fleet's copies share the answers.
+    """
+    known = fleet.type_masks.get(accelerator_type)
+    if known is not None:
+        return known
     wanted = accelerator_type.lower()
-    known = np.array([wanted in name.lower() for name in fleet.types] + [False], np.bool_)
-    return known[fleet.gpu_type_NG]  # -1, no device, is the last entry
+    matches: Bools = np.array([wanted in name.lower() for name in fleet.types] + [False], np.bool_)
+    typed_NG: Bools = matches[fleet.gpu_type_NG]  # -1, no device, is the last entry
+    some_N: Bools = np.asarray(typed_NG.any(axis=1), np.bool_)
+    fleet.type_masks[accelerator_type] = (typed_NG, some_N)
+    return typed_NG, some_N
 
 
 def fits_N(room: Room, request: Resources, typed_NG: Bools | None) -> Bools:

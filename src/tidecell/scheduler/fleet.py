@@ -55,6 +55,7 @@ class Fleet:
     open_N: NDArray[np.bool_]
     accelerator_at: list[dict[int, int]] = field(default_factory=list)  # row: device index -> column of G
     ranks: dict[int, Ints] = field(default_factory=dict)  # seed: what `rank_N` found
+    type_masks: dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, machines: Sequence[MachineSpec], closed: Iterable[str] = ()) -> Fleet:
@@ -104,6 +105,7 @@ class Fleet:
             self.open_N,
             self.accelerator_at,
             self.ranks,
+            self.type_masks,
         )
 
     def rank_N(self, seed: int) -> Ints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -36,6 +37,9 @@ def _bind(home: Home) -> socket.socket:
 async def _serve(home: Home) -> None:
     sock = _bind(home)
     control = ControlPlane(home)
+    # What was replayed lives on: the garbage collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     app = make_app(control)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2, ws="none"
