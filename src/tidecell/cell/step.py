@@ -236,8 +236,12 @@ def _machine_seen(state: CellState, message: MachineSeen, now_s: float) -> Decis
             running.discard(ref)
             if task.notice is not None and task.notice.stopping:
                 decision.commands.append(stop_command(job, task, ref, now_s))
-        elif task.state is TaskState.STARTING:
+        elif not task.started_s:
+            # The order to start it may still be on its way to this very agent, also if it has been told
+            # to leave since: said again, and then to stop, so that its end is known and not guessed.
             decision.commands.append(start_command(job, task, ref))
+            if task.notice is not None and task.notice.stopping:
+                decision.commands.append(stop_command(job, task, ref, now_s))
         else:
             lost = TaskDown(ref, task.machine, exit_code=-1, lost=True)
             decision.events.append(task_ended(job, task, lost, now_s))

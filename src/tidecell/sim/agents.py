@@ -63,7 +63,9 @@ class RunLedger:
             raise InvariantError(f"{ref} starts although the task has succeeded")
         for other in self.running.values():
             if (other.ref.uid, other.ref.index) == key:
-                raise InvariantError(f"{ref} starts on {process.machine} while {other.ref} runs on {other.machine}")
+                raise InvariantError(
+                    f"{ref} starts on {process.machine} while {other.ref} runs on {other.machine}"
+                )
         self.running[ref] = process
         self._fits(process.machine)
 
