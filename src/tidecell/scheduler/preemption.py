@@ -79,7 +79,9 @@ def find_victims(
         return None
     groups: list[Group] = []
     for group in sorted(_groups(jobs, by, indices, now_s, gate), key=Group.cost):
-        if search.may_take(group, groups):
+        # What is on a machine that went away frees nothing, though its end may not have been told yet.
+        here = all(t.machine in board.fleet.rows for t in group.tasks)
+        if here and search.may_take(group, groups):
             groups.append(group)
     # More that leave never make less room, so the shortest sufficient prefix is found by halving.
     number = bisect_left(range(len(groups) + 1), True, key=lambda n: search.fit(groups[:n]) is not None)

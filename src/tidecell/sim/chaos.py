@@ -414,7 +414,7 @@ class Chaos:
             self.clock.at(START_S + at_s, happen)
 
     def _jump(self) -> None:
-        self.skew_s = self.rng.choice([0.0, 30.0, 3600.0, -30.0, -500.0])
+        self.skew_s = self.rng.choice([0.0, 30.0, 900.0, -30.0, -500.0])
 
     def _stop_faults(self) -> None:
         """From here on nothing goes wrong any more, and users only wait; machines that are away return."""

@@ -76,7 +76,9 @@ class Users:
             name=f"n{rng.randrange(NUM_NAMES)}",
             kind=Kind.SERVICE if service else Kind.JOB,
             run="x",
-            resources=Resources(rng.choice([500, 1000, 2000, 3000]), 0, GPU if gpu else 0),
+            resources=Resources(
+                rng.choice([500, 1000, 2000, 3000]), 0, rng.choice([GPU, GPU, 500]) if gpu else 0
+            ),
             replicas=replicas,
             priority=Priority(rng.choice(list(Band)), rng.randint(-1, 1)),
             preemption=rng.choice([Preemption.ANY, Preemption.ANY, Preemption.ABOVE_MIN, Preemption.NEVER]),
