@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "machines": ("tidecell.cli.cell", "machines", "List machines"),
     "sim": ("tidecell.cli.sim", "sim", "Run the cell in virtual time, on a trace or a snapshot"),
     "drain": ("tidecell.cli.drain", "drain", "Empty a machine for maintenance"),
+    "snapshot": ("tidecell.cli.snapshot", "snapshot", "Keep the cell in a file, and ask plan and why of it"),
     "data": ("tidecell.cli.data", "data", "Prepare and inspect datasets"),
     "train": ("tidecell.cli.train", "train", "Pre-train a language model"),
     "tune": ("tidecell.cli.train", "tune", "Fine-tune a model"),

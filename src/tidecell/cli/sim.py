@@ -19,10 +19,20 @@ from tidecell.structs.errors import DataError, TidecellError
 
 @click.command()
 @click.option(
+    "--from", "source", metavar="FILE", help="Begin with a cell: `live`, or a file of `tide snapshot save`."
+)
+@click.option("--add", "added", metavar="FILE", help="With --from: submit the jobs of this spec now.")
+@click.option(
+    "--duration", "durations", multiple=True, metavar="NAME=2h", help="With --from: how long a job takes."
+)
+@click.option(
     "--trace", metavar="FILE", help="Jobs: CSV (plain or gzip) or Parquet; docs/sim.md has the formats."
 )
 @click.option(
-    "--machines", metavar="FILE", help="Machines: a file, or for example 250:cpu=64,memory=512GB,gpu=8."
+    "--machines",
+    metavar="FILE",
+    multiple=True,
+    help="Machines: a file, or 250:cpu=64,memory=512GB,gpu=8. With --from: +2, +2:NAME (copies), -1, -NAME.",
 )
 @click.option("--format", "fmt", default="", help="Format of the trace (default: told from its columns).")
 @click.option("--variant", default="", help="Which variant or set, where the trace holds several.")
@@ -34,8 +44,11 @@ from tidecell.structs.errors import DataError, TidecellError
 @click.option("--plot", metavar="PNG", help="Draw the figures.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def sim(
+    source: str | None,
+    added: str | None,
+    durations: tuple[str, ...],
     trace: str | None,
-    machines: str | None,
+    machines: tuple[str, ...],
     fmt: str,
     variant: str,
     load: str | None,
@@ -49,12 +62,27 @@ def sim(
     """Run the cell in virtual time: the very scheduler and state machine that run it live.
 
     From a trace: tide sim --trace jobs.csv --machines machines.csv --seed 1 --json
+
+    From a cell: tide sim --from live --add new.yaml --machines +2 --until 6h
     """
-    if trace is None:
-        raise TidecellError("nothing to simulate", "give --trace FILE")
-    behaviour = Behaviour(starts_after_s=_duration(startup, "--startup"), batch_s=_duration(batch, "--batch"))
     until_s = _duration(until, "--until")
-    figures = run_trace(trace, machines, fmt, variant, load, seed, until_s, behaviour)
+    if source is not None:
+        if trace is not None:
+            raise TidecellError("--from and --trace exclude each other", "leave one of them out")
+        from tidecell.cli.sim_live import simulate_cell
+
+        simulate_cell(source, added, durations, machines, until_s, seed, as_json)
+        return
+    if trace is None:
+        raise TidecellError("nothing to simulate", "give --trace FILE, or --from live")
+    if added or durations:
+        raise TidecellError("--add and --duration belong to --from", "begin with a cell: --from live")
+    if len(machines) > 1:
+        raise TidecellError("--machines is given twice", "put all machines into one file")
+    behaviour = Behaviour(starts_after_s=_duration(startup, "--startup"), batch_s=_duration(batch, "--batch"))
+    figures = run_trace(
+        trace, machines[0] if machines else None, fmt, variant, load, seed, until_s, behaviour
+    )
     if plot:
         from tidecell.sim.plots import draw_figures
 

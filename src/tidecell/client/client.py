@@ -212,6 +212,10 @@ class Client:
         """Return what submitting would do; nothing is committed."""
         return msgspec.json.decode(self._call("POST", "/v1/plan", list(specs)), type=PlanView)
 
+    def snapshot(self) -> bytes:
+        """Return the cell as a document without secrets, for `tide sim --from` and offline questions."""
+        return self._call("GET", "/v1/snapshot")
+
     def why(self, name: str) -> WhyView:
         """Return why a job waits, and what would make it start."""
         return self._get(f"/v1/jobs/{name}/why", WhyView)

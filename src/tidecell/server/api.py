@@ -47,6 +47,8 @@ from tidecell.server.lifecycle_api import LifecycleApi, continued, who
 from tidecell.server.logs import LogChunk, LogReader
 from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_document
 from tidecell.server.quota import describe_change, quota_status
+from tidecell.server.snapshot import OPERATIONS as SNAPSHOT_OPERATIONS
+from tidecell.server.snapshot import SnapshotApi
 from tidecell.server.users import OPERATIONS as USER_OPERATIONS
 from tidecell.server.users import UsersApi, asker, owned_by_asker
 from tidecell.server.views import job_status, machine_status, schedule_why
@@ -383,7 +385,8 @@ class Api:
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
-        return _json(openapi_document((*OPERATIONS, *LIFECYCLE_OPERATIONS, *USER_OPERATIONS)))
+        every = (*OPERATIONS, *LIFECYCLE_OPERATIONS, *SNAPSHOT_OPERATIONS, *USER_OPERATIONS)
+        return _json(openapi_document(every))
 
 
 def _change_text(job: Job, spec: JobSpec) -> str:
@@ -529,6 +532,7 @@ def make_app(control: ControlPlane) -> ASGIApp:
     handlers: dict[tuple[str, str], Handler] = {
         ("GET", "/v1/cell"): api.cell,
         ("GET", "/v1/machines"): api.machines,
+        ("GET", "/v1/snapshot"): SnapshotApi(control).snapshot,
         ("GET", "/v1/jobs"): api.jobs,
         ("POST", "/v1/jobs"): api.submit,
         ("POST", "/v1/plan"): api.plan,

@@ -9,14 +9,14 @@ depends on its workload and seed alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tidecell.capacity.autoscale import Autoscaler
 from tidecell.cell.log import EventLog, MemoryLog
 from tidecell.cell.reconcile import GANG_REPAIR_S
 from tidecell.cell.runtime import Outcome, Runtime
-from tidecell.cell.state import CellState
+from tidecell.cell.state import CellState, Job, Task
 from tidecell.sim.clock import Clock
 from tidecell.sim.progress import Progress
 from tidecell.sim.workload import Behaviour, LoadPoint, MachineChange, SimJob, Workload
@@ -135,6 +135,46 @@ class World:
         for machine in self.workload.machines:
             self.attached[machine.name] = machine
         self._tick([ControlStarted(), *(MachineSeen(m) for m in self.workload.machines)])
+        self._expect_all()
+
+    def resume(self, jobs: Mapping[str, SimJob]) -> None:
+        """Go on from the state that the log leads to: what runs there goes on running.
+
+        Args:
+            jobs: How each live job goes on, by uid.
+        """
+        self.attached.update({n: m.spec for n, m in self.state.machines.items() if m.up})
+        for job in self.state.live_jobs():
+            progress = Progress(jobs[job.uid], job.uid, since_s=self.clock.now_s)
+            progress.first_start_s = job.started_s or None
+            self.progress[job.uid] = progress
+            for task in job.active_tasks():
+                self._adopt(job, task, progress)
+            if job.spec.max_duration_s and job.started_s:
+                self._tick_at(job.started_s + job.spec.max_duration_s)
+            for task in job.open_tasks():
+                if task.not_before_s > self.clock.now_s:
+                    self._tick_at(task.not_before_s)
+            self._expect_end(progress)
+        self._expect_all()
+        self._tick([Tick()])
+
+    def _adopt(self, job: Job, task: Task, progress: Progress) -> None:
+        """Take over a task that holds a machine already."""
+        ref = self.state.ref(job, task)
+        starting = task.state is TaskState.STARTING
+        self.processes[ref] = _Process(ref, task.machine, job.spec, up=not starting)
+        if starting or not task.started_s:
+            self.clock.at(self.clock.now_s + self.behaviour.starts_after_s, lambda: self._up(ref))
+        else:
+            progress.running[ref] = task.machine
+        if task.notice is not None and task.notice.stopping:
+            leaves_s = min(task.notice.deadline_s, self.clock.now_s + self.behaviour.leaves_after_s)
+            self.clock.at(leaves_s, lambda: self._end(ref, -15))
+        elif task.notice is not None:
+            self._drained.append(ref)
+
+    def _expect_all(self) -> None:
         self.expect(self.workload.jobs)
         for change in self.workload.changes:
             self.clock.at(change.at_s + self.offset_s, self._changing(change))
