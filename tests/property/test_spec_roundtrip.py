@@ -28,8 +28,10 @@ from tidecell.structs.job import (
     Retry,
     RetryOn,
     Scaling,
+    Shape,
     Update,
 )
+from tidecell.structs.placement import Condition, Op, Preference, Spread, Topology
 from tidecell.structs.resources import Resources
 from tidecell.structs.work import Array, grid_size
 
@@ -98,14 +100,56 @@ def work_of(draw: st.DrawFn, service: bool) -> dict[str, object]:
     return {"array": array, "replicas": Replicas(0, draw(st.integers(1, array.count)))}
 
 
+attributes = st.from_regex(r"[a-z_][a-z0-9_.-]{0,6}", fullmatch=True)
+values = st.text(st.characters(codec="utf-8", exclude_characters="\0(),\n"), min_size=1, max_size=9).filter(
+    lambda text: text.strip() == text
+)
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> Condition:
+    op = draw(st.sampled_from(Op))
+    if op in (Op.IN, Op.NOT_IN):
+        return Condition(draw(attributes), op, tuple(draw(st.lists(values, min_size=1, unique=True))))
+    numbers = st.sampled_from(["1", "40GB", "-0.5", "16GiB"])
+    compares = op in (Op.AT_LEAST, Op.AT_MOST, Op.ABOVE, Op.BELOW)
+    return Condition(draw(attributes), op, (draw(numbers if compares else values),))
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    millis = draw(st.one_of(st.integers(0, 999), st.integers(1, 8).map(lambda n: n * 1000)))
+    memory_bytes = draw(st.sampled_from([0, 1 << 20, 10**9, 12345678]))
+    kind = draw(st.sampled_from(["", "H100"])) if millis else ""
+    return Shape(Resources(draw(st.integers(1, 10**6)), memory_bytes, millis), kind)
+
+
+weights = st.integers(-100, 100).filter(bool)
+
+
+@st.composite
+def places(draw: st.DrawFn) -> dict[str, object]:
+    """Where replicas go."""
+    topology = draw(st.one_of(st.none(), st.builds(Topology, attributes, st.booleans())))
+    spread = draw(st.one_of(st.none(), st.builds(Spread, attributes, st.integers(0, 9))))
+    both = topology is not None and spread is not None and topology.level == spread.by
+    return {
+        "constraints": tuple(draw(st.lists(conditions(), unique=True, max_size=3))),
+        "prefer": tuple(draw(st.lists(st.builds(Preference, conditions(), weights), max_size=2))),
+        "topology": topology,
+        "spread": None if both else spread,
+        "data": tuple(draw(st.lists(words, unique=True, max_size=2))),
+    }
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> JobSpec:
     service = draw(st.booleans())
     argv = tuple(draw(st.lists(words, min_size=1, max_size=3))) if draw(st.booleans()) else ()
     replicas = draw(ranges())
     name = draw(names)
-    gpus = draw(st.integers(0, 8))
     after = tuple(n for n in draw(st.lists(names, unique=True, max_size=3)) if n != name)
+    first, *others = draw(st.lists(shapes(), min_size=1, max_size=3, unique=True))
     return JobSpec(
         name=name,
         kind=Kind.SERVICE if service else Kind.JOB,
@@ -114,10 +158,9 @@ def specs(draw: st.DrawFn) -> JobSpec:
         setup=draw(st.one_of(st.just(""), words)),
         workdir=draw(st.sampled_from(["", "/"])),
         env=draw(variables),
-        resources=Resources(
-            draw(st.integers(1, 10**6)), draw(st.sampled_from([0, 1 << 20, 10**9, 12345678])), gpus * 1000
-        ),
-        accelerator_type=draw(st.sampled_from(["", "H100"])) if gpus else "",
+        resources=first.resources,
+        accelerator_type=first.accelerator_type,
+        any_of=tuple(others),
         priority=Priority(draw(st.sampled_from(Band)), draw(st.integers(-99, 99))),
         preemption=draw(st.sampled_from(Preemption)),
         grace_period_s=draw(seconds),
@@ -148,7 +191,7 @@ def specs(draw: st.DrawFn) -> JobSpec:
         team=draw(st.sampled_from(["", "search"])),
         update=draw(updates(service)),
         disruptions=draw(st.one_of(st.none(), st.builds(Disruptions, amounts))),
-        **{"replicas": replicas, "after": after, **draw(work_of(service))},
+        **{"replicas": replicas, "after": after, **draw(work_of(service)), **draw(places())},
     )
 
 
@@ -197,6 +240,11 @@ keys = st.sampled_from(
         "disruptions",
         "begin",
         "schedule",
+        "constraints",
+        "prefer",
+        "topology",
+        "spread",
+        "data",
     ]
 )
 

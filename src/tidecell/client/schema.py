@@ -10,9 +10,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tidecell.client.document import Node, read_data, read_text
+from tidecell.client.document import Node, read_text
+from tidecell.client.document import read_data as read_plain_data
 from tidecell.client.schema_lifecycle import read_disruptions, read_retry, read_update
 from tidecell.client.schema_work import read_array, read_begin, read_schedule, work_rules
+from tidecell.client.schema_placement import (
+    placement_rules,
+    read_constraints,
+    read_data,
+    read_prefer,
+    read_shapes,
+    read_spread,
+    read_topology,
+)
 from tidecell.client.section import (
     NAME_HINT,
     Section,
@@ -38,7 +48,6 @@ from tidecell.client.units import (
     parse_duration,
     parse_env,
     parse_gpu,
-    parse_memory,
     parse_preemption,
     parse_priority,
     parse_replicas,
@@ -58,7 +67,6 @@ from tidecell.structs.job import (
     Replicas,
     Scaling,
 )
-from tidecell.structs.resources import Resources
 
 METRICS = ("ongoing_requests", "requests_per_second")
 _SERVICE_ONLY = ("model", "models", "port", "probes", "scaling")
@@ -99,7 +107,7 @@ def parse_specs(text: str, source: str, base_dir: Path) -> list[JobSpec]:
 
 def parse_data(data: object, source: str, base_dir: Path) -> list[JobSpec]:
     """Return the jobs of one mapping, or of a list of mappings, as ``parse_specs`` does."""
-    return _parse([read_data(data)], source, base_dir)
+    return _parse([read_plain_data(data)], source, base_dir)
 
 
 def _parse(documents: list[Node], source: str, base_dir: Path) -> list[JobSpec]:
@@ -141,7 +149,7 @@ class _SpecReader:
         name = top.take("name", name_of, "")
         nothing: tuple[str, tuple[str, ...]] = ("", ())
         run, argv = top.take("run", self._run, nothing)
-        resources, accelerator_type = self._resources()
+        shapes = read_shapes(top)
         array = read_array(top)
         spec = JobSpec(
             name=name,
@@ -151,8 +159,9 @@ class _SpecReader:
             setup=top.take("setup", filled, ""),
             workdir=top.take("workdir", self._directory, ""),
             env=self._mapping("env", check=True),
-            resources=resources,
-            accelerator_type=accelerator_type,
+            resources=shapes[0].resources,
+            accelerator_type=shapes[0].accelerator_type,
+            any_of=shapes[1:],
             replicas=self._replicas() if array is None else Replicas(0, array[1]),
             begin_s=read_begin(top),
             hold=top.take("hold", yes_or_no, False),
@@ -174,6 +183,11 @@ class _SpecReader:
             team=top.take("team", name_of, ""),
             update=read_update(top, service),
             disruptions=read_disruptions(top),
+            constraints=read_constraints(top),
+            prefer=read_prefer(top),
+            topology=read_topology(top),
+            spread=read_spread(top),
+            data=read_data(top),
         )
         self._rules(spec)
         return self._with_model(spec)
@@ -219,15 +233,6 @@ class _SpecReader:
                 hint = 'quote it; "" is the empty text' if value.is_empty else error.hint
                 below.note(name, "has no value" if value.is_empty else error.message, hint, line)
         return values
-
-    def _resources(self) -> tuple[Resources, str]:
-        section = self.top.section("resources")
-        if section is None:
-            return Resources(cpu_millis=1000), ""
-        accelerator_type, count = section.take("gpu", plainly(parse_gpu), ("", 0))
-        cpu_millis = section.take("cpu", plainly(parse_cpu), 1000)
-        memory_bytes = section.take("memory", plainly(parse_memory), 0)
-        return Resources(cpu_millis, memory_bytes, count), accelerator_type
 
     def _replicas(self) -> Replicas:
         node = self.top.node.get("replicas")
@@ -286,6 +291,7 @@ class _SpecReader:
                 f"give a range: replicas: {{min: {fixed}, max: {fixed + 3}}}",
             )
         work_rules(top, spec)
+        placement_rules(top, spec)
         if spec.name and spec.name in spec.after:
             top.note("after", f"'{spec.name}' cannot come after itself", "take it out")
 

@@ -18,9 +18,9 @@ from tidecell.structs.job import (
     Replicas,
     Retry,
     Scaling,
+    Shape,
     Update,
 )
-from tidecell.structs.resources import Resources
 from tidecell.structs.work import Array
 
 
@@ -65,7 +65,7 @@ def _full(spec: JobSpec) -> dict[str, Any]:
         "setup": spec.setup,
         "run": list(spec.argv) if spec.argv else spec.run,
         "env": dict(spec.env),
-        "resources": _resources(spec.resources, spec.accelerator_type),
+        "resources": _resources(spec),
         **({"replicas": _replicas(spec.replicas)} if spec.array is None else {}),
         "priority": str(spec.priority),
         "preemption": spec.preemption.value,
@@ -94,16 +94,36 @@ def _full(spec: JobSpec) -> dict[str, Any]:
     out["update"] = _update(spec.update)
     if spec.disruptions is not None:
         out["disruptions"] = {"max_unavailable": _amount(spec.disruptions.max_unavailable)}
+    out |= _where(spec)
     return {**out, "models": list(spec.models), "labels": dict(spec.labels), "team": spec.team}
 
 
-def _resources(resources: Resources, accelerator_type: str) -> dict[str, Any]:
-    cpu = resources.cpu_millis / 1000
+def _resources(spec: JobSpec) -> dict[str, Any]:
+    shapes = [_shape(shape) for shape in spec.shapes]
+    return {**shapes[0], "any_of": shapes} if len(shapes) > 1 else shapes[0]
+
+
+def _shape(shape: Shape) -> dict[str, Any]:
+    cpu = shape.resources.cpu_millis / 1000
     return {
-        "gpu": format_gpu(accelerator_type, resources.gpu_millis),
+        "gpu": format_gpu(shape.accelerator_type, shape.resources.gpu_millis),
         "cpu": int(cpu) if cpu.is_integer() else cpu,
-        "memory": format_size(resources.memory_bytes),
+        "memory": format_size(shape.resources.memory_bytes),
     }
+
+
+def _where(spec: JobSpec) -> dict[str, Any]:
+    """What says where replicas go, besides resources."""
+    out: dict[str, Any] = {
+        "constraints": [str(c) for c in spec.constraints],
+        "prefer": [{"when": str(p.when), "weight": p.weight} for p in spec.prefer],
+    }
+    if spec.topology is not None:
+        out["topology"] = {"required" if spec.topology.required else "preferred": spec.topology.level}
+    if spec.spread is not None:
+        skew = spec.spread.max_skew
+        out["spread"] = {"by": spec.spread.by, **({"max_skew": skew} if skew else {})}
+    return {**out, "data": list(spec.data)}
 
 
 def _replicas(replicas: Replicas) -> int | dict[str, int]:

@@ -37,6 +37,7 @@ _SIZES = {
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
 _GPU_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_COUNT = re.compile(r"[0-9]{1,4}(\.[0-9]{1,9})?")
 _PRIORITY = re.compile(r"([a-z-]*?)(?:([+-])(\d+))?")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -213,26 +214,30 @@ def parse_cpu(value: object) -> int:
 def parse_gpu(value: object) -> tuple[str, int]:
     """Return type and thousandths of ``"H100:8"``, ``"H100"`` (one) or ``2`` (of any type, then ``""``).
 
+    Below one it is a share of one accelerator: ``"H100:0.5"``, ``0.25``.
+
     Raises:
         UnitError: It is none of these.
     """
-    text = str(value).strip() if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    text = str(value).strip() if isinstance(value, int | float | str) and not isinstance(value, bool) else ""
     kind, colon, count = text.partition(":")
-    if not colon and text.isdecimal() and text.isascii():
+    if not colon and _COUNT.fullmatch(text):
         kind, count = "", text
     elif not colon:
         count = "1" if text else ""
-    good = count.isdecimal() and count.isascii() and len(count) <= 4
-    if (
-        not good
-        or (kind and not _GPU_TYPE.fullmatch(kind))
-        or (colon and not kind)
-        or (kind and int(count) < 1)
-    ):
+    match = _COUNT.fullmatch(count)
+    if match is None or (kind and not _GPU_TYPE.fullmatch(kind)) or (colon and not kind):
         raise UnitError(
-            f"{show(value)} is no number of accelerators", "write TYPE:COUNT, TYPE or COUNT: H100:8, H100, 2"
+            f"{show(value)} is no number of accelerators",
+            "write TYPE:COUNT, TYPE or COUNT: H100:8, H100, 2; or a share of one: H100:0.5",
         )
-    return kind, int(count) * GPU
+    millis = Decimal(count) * GPU
+    if millis != int(millis) or (millis > GPU and millis % GPU) or (kind and not millis):
+        raise UnitError(
+            f"{show(value)} is neither a whole number of accelerators nor a share of one in steps of 0.001",
+            "ask for whole accelerators, or for less than one: H100:2, H100:0.5",
+        )
+    return kind, int(millis)
 
 
 def format_gpu(accelerator_type: str, gpu_millis: int) -> str | int | float:

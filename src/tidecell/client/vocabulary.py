@@ -11,8 +11,10 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("preemption", "grace_period", "min_runtime", "checkpoint", "retry", "max_duration", "after"),
         *("port", "probes", "scaling", "model", "models", "labels", "team", "array"),
         *("update", "disruptions", "begin", "hold", "schedule"),
+        *("constraints", "prefer", "topology", "spread", "data"),
     ),
-    "resources": ("gpu", "cpu", "memory"),
+    "resources": ("gpu", "cpu", "memory", "any_of"),
+    "any_of": ("gpu", "cpu", "memory"),
     "replicas": ("min", "max"),
     "schedule": ("cron", "timezone", "overlap", "catch_up", "history"),
     "array": ("count", "parallel", "sweep", "samples", "seed"),
@@ -25,17 +27,15 @@ KEYS: dict[str, tuple[str, ...]] = {
         "max_disruptions",
     ),
     "disruptions": ("max_unavailable",),
+    "prefer": ("when", "weight"),
+    "topology": ("required", "preferred"),
+    "spread": ("by", "max_skew"),
 }
 
 # Words of the design that this version does not have, and what to do meanwhile.
 NOT_YET = {
-    "topology": "leave it out; replicas go where they fit",
-    "any_of": "give one set of resources; resources.gpu without a type takes any",
-    "spread": "leave it out; replicas go where they fit",
     "idle_timeout": "use max_duration",
     "idle_gpu": "use max_duration",
-    "constraints": "leave it out; resources.gpu with a type chooses machines",
-    "prefer": "leave it out; resources.gpu with a type chooses machines",
     "secrets": "let the program read them from a file that is yours alone",
 }
 
@@ -67,6 +67,12 @@ ELSEWHERE = {
     "memory": "resources.memory",
     "mem": "resources.memory",
     "accelerators": "resources.gpu",
+    "nodeSelector": "constraints",
+    "node_selector": "constraints",
+    "affinity": "prefer",
+    "constraint": "constraints",
+    "anti_affinity": "spread",
+    "topologySpreadConstraints": "spread",
 }
 
 

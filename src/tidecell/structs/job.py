@@ -11,6 +11,7 @@ import enum
 import msgspec
 
 from tidecell.structs.cron import Schedule
+from tidecell.structs.placement import Condition, Preference, Spread, Topology
 from tidecell.structs.resources import Resources
 from tidecell.structs.work import Array
 
@@ -282,6 +283,11 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         array: Independent items instead of a gang; ``replicas`` is then 0 to the number that run at once.
         update: How a changed spec reaches running replicas.
         disruptions: How many replicas may be away at once; None: as many as policies allow.
+        constraints: What every machine that a replica goes to must meet.
+        prefer: What it should meet, where there is a choice.
+        topology: All replicas in one rack, NVLink domain or the like.
+        spread: Replicas over many of them.
+        data: Datasets and packages; machines that hold them are preferred.
     """
 
     name: str
@@ -315,6 +321,11 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     begin_s: float = 0.0
     hold: bool = False
     schedule: Schedule | None = None
+    constraints: tuple[Condition, ...] = ()
+    prefer: tuple[Preference, ...] = ()
+    topology: Topology | None = None
+    spread: Spread | None = None
+    data: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

@@ -26,6 +26,8 @@ class MachineSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         attributes: Free key-value pairs, for example ``rack``.
         isolation: How limits are enforced: ``cgroup-v2``, or ``rlimit+measure``.
         address: Where its services are reached.
+        holds: Datasets and packages that are on it already.
+        sharing: How shares of an accelerator are kept: ``mps``, ``mig``, ``accounted only``; empty: unknown.
     """
 
     name: str
@@ -34,6 +36,8 @@ class MachineSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     attributes: dict[str, str] = {}
     isolation: str = ""
     address: str = "127.0.0.1"
+    holds: tuple[str, ...] = ()
+    sharing: str = ""
 
     def has_type(self, accelerator_type: str) -> bool:
         """Return whether it has accelerators of this type; an empty type is any, names match on a part."""
