@@ -77,9 +77,17 @@ class MemoryJournal:
         pass
 
 
-def machine_spec(name: str, cpu: float = 4, memory_gib: int = 16, gpus: Sequence[str] = ()) -> MachineSpec:
+def machine_spec(
+    name: str,
+    cpu: float = 4,
+    memory_gib: int = 16,
+    gpus: Sequence[str] = (),
+    holds: Sequence[str] = (),
+    **attributes: str,
+) -> MachineSpec:
     accelerators = tuple(Accelerator(i, kind) for i, kind in enumerate(gpus))
-    return MachineSpec(name, Resources(int(cpu * 1000), memory_gib * GIB, len(gpus) * 1000), accelerators)
+    capacity = Resources(int(cpu * 1000), memory_gib * GIB, len(gpus) * 1000)
+    return MachineSpec(name, capacity, accelerators, attributes, holds=tuple(holds))
 
 
 def job_spec(
@@ -178,8 +186,10 @@ class Cell:
 
     # ---------------------------------------------------------------------------------- verbs
 
-    def machine(self, name: str, cpu: float = 4, memory_gib: int = 16, gpus: Sequence[str] = ()) -> Cell:
-        spec = machine_spec(name, cpu, memory_gib, gpus)
+    def machine(
+        self, name: str, cpu: float = 4, memory_gib: int = 16, gpus: Sequence[str] = (), **more: Any
+    ) -> Cell:
+        spec = machine_spec(name, cpu, memory_gib, gpus, **more)
         self.engine.attached[name] = spec
         self.send(MachineSeen(spec, self.engine.running_on(name)))
         return self

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tidecell.scheduler.attributes import Bools, column
 from tidecell.scheduler.board import Board, Key
 from tidecell.scheduler.feasibility import Room, copies_N, fits_N
 from tidecell.scheduler.gang import fit
 from tidecell.scheduler.snapshot import JobView, Snapshot
+from tidecell.scheduler.topology import num_together
 from tidecell.structs.resources import Resources
 
 
@@ -158,11 +160,14 @@ def _rows_from_now_on(
     if board.reserved is not None:
         kept = board.reserved.copy()
     free = board.room()
+    allowed_N = _one_domain(
+        board, job, len(indices), Room(free.free_NR - kept.free_NR, free.gpu_NG - kept.gpu_NG)
+    )
     out = []
     for index in indices:
         request = job.spec.request(index)
         empty = Room(fleet.capacity_NR - kept.free_NR, fleet.gpu_capacity_NG - kept.gpu_NG)
-        rows = np.flatnonzero(fits_N(empty, request, kind.typed_NG) & kind.allowed_N)
+        rows = np.flatnonzero(fits_N(empty, request, kind.typed_NG) & allowed_N)
         if not len(rows):
             break
         room = Room(free.free_NR - kept.free_NR, free.gpu_NG - kept.gpu_NG)
@@ -172,6 +177,24 @@ def _rows_from_now_on(
         out.append((row, request, devices))
         Board.add(kept, row, request, [fleet.accelerator_at[row][d] for d in devices], 1)
     return out
+
+
+def _one_domain(board: Board, job: JobView, count: int, room: Room) -> Bools:
+    """Return the rows that a job may wait for: of one domain where it must be in one, the freest."""
+    kind, topology = board.placement_class(job.spec), job.spec.topology
+    if topology is None or not topology.required:
+        return kind.allowed_N
+    found = column(board.fleet, topology.level)
+    empty = Room(board.fleet.capacity_NR, board.fleet.gpu_capacity_NG)
+    homes = {int(found.codes_N[row]) for row in board.home_rows(job, ())}
+    best, most = np.zeros_like(kind.allowed_N), -1
+    for code, value in enumerate(found.values):
+        rows = kind.allowed_N & (found.codes_N == code)
+        suits = bool(value) and (code in homes or not homes)
+        if suits and int(copies_N(empty, kind.request, kind.typed_NG)[rows].sum()) >= count:
+            now = int(copies_N(room, kind.request, kind.typed_NG)[rows].sum())
+            best, most = (rows, now) if now > most else (best, most)
+    return best
 
 
 def _freest_devices(board: Board, row: int, room: Room, request: Resources) -> tuple[int, ...]:
@@ -187,5 +210,6 @@ def num_that_fit_empty(board: Board, job: JobView) -> int:
     counts = []
     for shape in range(len(job.spec.shapes)):
         kind = board.placement_class(job.spec, shape)
-        counts.append(int(copies_N(empty, kind.request, kind.typed_NG)[kind.allowed_N].sum()))
+        count_N = copies_N(empty, kind.request, kind.typed_NG)
+        counts.append(num_together(fleet, job.spec, count_N, kind.allowed_N))
     return max(counts)

@@ -7,12 +7,12 @@ blocked job that others may not delay). All of it is columns of a ``Fleet``, one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from tidecell.scheduler.feasibility import PlacementClass, Room, choose_devices, placement_class
+from tidecell.scheduler.feasibility import PlacementClass, Room, choose_devices, class_key, placement_class
 from tidecell.scheduler.fleet import CPU, MEMORY, Fleet
 from tidecell.scheduler.snapshot import JobView, Kept, Snapshot, TaskView
 from tidecell.structs.job import JobSpec
@@ -67,6 +67,8 @@ class Board:
         self.changed_rows: list[int] = []
         self._devices: dict[Key, tuple[int, ...]] = {}  # columns that a claim holds
         self._classes: dict[tuple[object, ...], PlacementClass] = {}
+        self._placed: dict[str, list[int]] = {}  # uid: rows that its tasks took in this pass
+        self._avoided: dict[str, dict[int, list[int]]] = {}
         for claim in snapshot.claims:
             if claim.machine in fleet.rows:
                 self.claim(claim)
@@ -75,11 +77,30 @@ class Board:
 
     def placement_class(self, spec: JobSpec, shape: int = 0) -> PlacementClass:
         """Return where replicas of this job may go, worked out once a pass for all jobs alike."""
-        key = (spec.shapes[shape],)
+        key = class_key(spec, shape)
         found = self._classes.get(key)
         if found is None:
             found = self._classes[key] = placement_class(self.fleet, spec, shape)
         return found
+
+    def home_rows(self, job: JobView, indices: Sequence[int]) -> list[int]:
+        """Return the rows where replicas of a job stay, but for these; one row for each."""
+        others = set(indices)
+        rows = [
+            self.fleet.rows[t.machine]
+            for t in job.tasks
+            if t.machine in self.fleet.rows and not t.leaving and t.index not in others
+        ]
+        return rows + self._placed.get(job.uid, [])
+
+    def avoided(self, job: JobView) -> dict[int, list[int]]:
+        """Return by index of a waiting task the rows on which it failed lately."""
+        known = self._avoided.get(job.uid)
+        if known is None:
+            rows = self.fleet.rows
+            known = {t.index: [rows[n] for n in t.avoid if n in rows] for t in job.tasks if t.avoid}
+            self._avoided[job.uid] = known
+        return known
 
     def room(
         self,
@@ -144,6 +165,7 @@ class Board:
         self.unclaim((job.uid, index))
         granted = job.spec.request(index, spot.shape)
         self.fleet.occupy(spot.row, granted, spot.devices)
+        self._placed.setdefault(job.uid, []).append(spot.row)
         columns = self._columns(spot.row, spot.devices)
         if gone_by_heads and self.extra is not None:
             self._add(self.extra, spot.row, granted, columns, 1)

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tidecell.scheduler.attributes import Bools, holds_N, meets_N
 from tidecell.scheduler.fleet import CPU, MEMORY, Fleet, Ints
 from tidecell.structs.job import JobSpec, Shape
 from tidecell.structs.resources import GPU, Resources
 
-Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 ANY_NUMBER = 1 << 30  # copies of a request that asks for nothing
+PREFERENCE = 1e5  # in a score, a weight of 1: more than packing and evenness together can be
 
 
 class Room(NamedTuple):
@@ -40,11 +41,13 @@ class PlacementClass:
     Attributes:
         allowed_N: Rows that take this work at all.
         typed_NG: Devices of the type asked for; None where none is asked for.
+        bias_N: Added to the score of a row: what is preferred is below 0; None: nothing is.
     """
 
     shape: Shape
     allowed_N: Bools
     typed_NG: Bools | None
+    bias_N: Floats | None = None
 
     @property
     def request(self) -> Resources:
@@ -60,7 +63,25 @@ def placement_class(fleet: Fleet, spec: JobSpec, shape: int) -> PlacementClass:
     if wanted.accelerator_type or wanted.resources.gpu_millis:
         typed_NG, some_N = devices_of_type(fleet, wanted.accelerator_type)
         allowed_N &= some_N
-    return PlacementClass(wanted, allowed_N, typed_NG)
+    for condition in spec.constraints:
+        allowed_N &= meets_N(fleet, condition)
+    return PlacementClass(wanted, allowed_N, typed_NG, _bias_N(fleet, spec))
+
+
+def class_key(spec: JobSpec, shape: int) -> tuple[object, ...]:
+    """Return what makes two jobs one placement class."""
+    return (spec.shapes[shape], spec.constraints, spec.prefer, spec.data)
+
+
+def _bias_N(fleet: Fleet, spec: JobSpec) -> Floats | None:
+    """Return how much better rows are that meet preferences or hold the job's data; None: all are alike."""
+    weight_N = np.zeros(len(fleet.specs), np.int64)
+    for preference in spec.prefer:
+        weight_N += preference.weight * meets_N(fleet, preference.when)
+    for name in spec.data:
+        weight_N += holds_N(fleet, name)
+    bias_N: Floats = -PREFERENCE * weight_N.astype(np.float64)
+    return bias_N if weight_N.any() else None
 
 
 def devices_of_type(fleet: Fleet, accelerator_type: str) -> tuple[Bools, Bools]:

@@ -56,6 +56,7 @@ class Fleet:
     accelerator_at: list[dict[int, int]] = field(default_factory=list)  # row: device index -> column of G
     ranks: dict[int, Ints] = field(default_factory=dict)  # seed: what `rank_N` found
     type_masks: dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = field(default_factory=dict)
+    columns: dict[str, object] = field(default_factory=dict)  # attribute: what `attributes.column` found
 
     @classmethod
     def of(cls, machines: Sequence[MachineSpec], closed: Iterable[str] = ()) -> Fleet:
@@ -106,6 +107,7 @@ class Fleet:
             self.accelerator_at,
             self.ranks,
             self.type_masks,
+            self.columns,
         )
 
     def rank_N(self, seed: int) -> Ints:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board, Spot
-from tidecell.scheduler.feasibility import Floats, PlacementClass, Room, choose_devices, fits_N
+from tidecell.scheduler.feasibility import Floats, PlacementClass, Room, choose_devices, copies_N, fits_N
 from tidecell.scheduler.scoring import best_row, left_over_N
 from tidecell.scheduler.snapshot import JobView
+from tidecell.scheduler.topology import Evenness, domain_masks
 from tidecell.structs.resources import Resources
+
+# In a score: one replica more in a domain, and a machine on which this very task failed lately. Packing is
+# below 100, preferences are hundreds of thousands, so each only decides among equals of the next.
+EVENNESS = 100.0
+AVOIDED = 1e9
 
 
 def fit(board: Board, job: JobView, indices: Sequence[int], room: Room) -> list[Spot] | None:
@@ -22,44 +29,79 @@ def fit(board: Board, job: JobView, indices: Sequence[int], room: Room) -> list[
         indices: Which of them.
         room: What they may use (``Board.room``); used up by this.
     """
-    for shape in range(len(job.spec.shapes)):
-        trial = room if shape == len(job.spec.shapes) - 1 else room.copy()
-        spots = _Fitting(board, job, shape, trial).run(indices)
-        if spots is not None:
-            return spots
+    last = len(job.spec.shapes) - 1
+    for shape in range(last + 1):
+        for rows in _rows_to_try(board, job, shape, indices, room):
+            final = shape == last and rows is None
+            spots = _Fitting(board, job, shape, room if final else room.copy(), rows).run(indices)
+            if spots is not None:
+                return spots
     return None
+
+
+def _rows_to_try(
+    board: Board, job: JobView, shape: int, indices: Sequence[int], room: Room
+) -> Iterator[Bools | None]:
+    """Yield the rows of one domain after another where the job asks for that; None: all rows."""
+    topology = job.spec.topology
+    if topology is None:
+        yield None
+        return
+    kind = board.placement_class(job.spec, shape)
+    requests = {job.spec.request(index, shape) for index in indices}
+    least = Resources(*(min(getattr(r, f) for r in requests) for f in Resources.__struct_fields__))
+    copies = np.where(kind.allowed_N, copies_N(room, least, kind.typed_NG), 0)
+    yield from domain_masks(board.fleet, topology, copies, len(indices), board.home_rows(job, indices))
 
 
 class _Fitting:
     """Places tasks of one job in one shape one after the other."""
 
-    def __init__(self, board: Board, job: JobView, shape: int, room: Room) -> None:
+    def __init__(self, board: Board, job: JobView, shape: int, room: Room, rows_N: Bools | None) -> None:
         self.board, self.job, self.shape, self.room = board, job, shape, room
         self.kind: PlacementClass = board.placement_class(job.spec, shape)
+        self.allowed_N = self.kind.allowed_N if rows_N is None else self.kind.allowed_N & rows_N
         self.request: Resources | None = None
-        self.ok_N: np.ndarray = self.kind.allowed_N
+        self.ok_N: Bools = self.allowed_N
         self.score_N: Floats = np.empty(0)
+        self.evenness: Evenness | None = None
 
     def run(self, indices: Sequence[int]) -> list[Spot] | None:
         spots = []
+        if self.job.spec.spread is not None:
+            homes = self.board.home_rows(self.job, indices)
+            self.evenness = Evenness.of(self.board.fleet, self.job.spec.spread, self.allowed_N, homes)
+        avoided = self.board.avoided(self.job)
         for index in indices:
             request = self.job.spec.request(index, self.shape)
             if request != self.request:
                 self._score(request)
             row = self._claimed_row(index, request)
             if row < 0:
-                row = best_row(self.ok_N, self.score_N, self.board.rank_N)
+                row = self._best_row(avoided.get(index, ()))
             if row < 0:
                 return None
             spots.append(self._use(row, request))
         return spots
 
+    def _best_row(self, avoided: Sequence[int]) -> int:
+        ok_N, score_N = self.ok_N, self.score_N
+        if self.evenness is not None:
+            ok_N = ok_N & self.evenness.allowed_N()
+            score_N = score_N + EVENNESS * self.evenness.count_N()
+        if avoided:
+            score_N = score_N.copy()
+            score_N[list(avoided)] += AVOIDED
+        return best_row(ok_N, score_N, self.board.rank_N)
+
     def _score(self, request: Resources) -> None:
         """Score every row for requests of this size."""
         self.request = request
         self.ok_N = fits_N(self.room, request, self.kind.typed_NG)
-        self.ok_N &= self.kind.allowed_N
+        self.ok_N &= self.allowed_N
         self.score_N = left_over_N(self.room, self.board.fleet.capacity_NR, request)
+        if self.kind.bias_N is not None:
+            self.score_N = self.score_N + self.kind.bias_N
 
     def _claimed_row(self, index: int, request: Resources) -> int:
         """Return the row that is held for this task, if it still suffices."""
@@ -67,13 +109,16 @@ class _Fitting:
         if claim is None or claim.resources != request:
             return -1
         row = self.board.fleet.rows[claim.machine]
-        return row if self.ok_N[row] else -1
+        even = self.evenness is None or self.evenness.allowed_N()[row]
+        return row if self.ok_N[row] and even else -1
 
     def _use(self, row: int, request: Resources) -> Spot:
         typed_G = None if self.kind.typed_NG is None else self.kind.typed_NG[row]
         columns = choose_devices(self.room.gpu_NG[row], typed_G, request.gpu_millis)
         Board.add(self.room, row, request, columns, -1)
         self._rescore(row, request)
+        if self.evenness is not None:
+            self.evenness.place(row)
         accelerators = self.board.fleet.specs[row].accelerators
         return Spot(row, self.shape, tuple(accelerators[c].index for c in columns))
 
@@ -81,5 +126,7 @@ class _Fitting:
         one = slice(row, row + 1)
         room = Room(self.room.free_NR[one], self.room.gpu_NG[one])
         typed_NG = None if self.kind.typed_NG is None else self.kind.typed_NG[one]
-        self.ok_N[one] = fits_N(room, request, typed_NG) & self.kind.allowed_N[one]
+        self.ok_N[one] = fits_N(room, request, typed_NG) & self.allowed_N[one]
         self.score_N[one] = left_over_N(room, self.board.fleet.capacity_NR[one], request)
+        if self.kind.bias_N is not None:
+            self.score_N[one] += self.kind.bias_N[one]

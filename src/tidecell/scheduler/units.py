@@ -39,7 +39,9 @@ class Unit:
         """What makes two units fail alike."""
         spec = self.job.spec
         size = (spec.shapes, len(self.tasks), spec.max_duration_s)
-        return (*size, spec.priority.band, self.demanded)
+        # Where its other replicas are decides where these may go: no other job fails alike.
+        own = self.job.uid if spec.topology is not None or spec.spread is not None else ""
+        return (*size, spec.constraints, own, spec.priority.band, self.demanded)
 
 
 def why_barred(job: JobView, now_s: float) -> dict[Reason, str]:

@@ -98,7 +98,7 @@ class Topology(msgspec.Struct, frozen=True):
 
 
 class Spread(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Replicas over many domains: none has more than ``max_skew`` above the least; 0: as even as room allows."""
+    """Replicas over many domains: none has more than the least and ``max_skew``; 0: as even as possible."""
 
     by: str
     max_skew: int = 0
