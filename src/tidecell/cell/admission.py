@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from tidecell.cell.records import CellState, Job
+from tidecell.scheduler.attributes import unmet
+from tidecell.scheduler.fleet import Fleet
+from tidecell.scheduler.topology import num_that_fit
 from tidecell.structs.errors import ConflictError, RefusedError
-from tidecell.structs.job import JobSpec, Reason, Replicas, RetryOn, TaskState
+from tidecell.structs.job import JobSpec, Reason, Replicas, RetryOn, Shape, TaskState
 from tidecell.structs.machine import MachineSpec
-from tidecell.structs.resources import Resources, format_bytes, format_cpu
+from tidecell.structs.placement import attributes_of
+from tidecell.structs.resources import GPU, Resources, format_bytes, format_cpu
 
 
 def check_admissible(state: CellState, spec: JobSpec) -> None:
@@ -59,22 +65,84 @@ def blocking(state: CellState, job: Job) -> list[tuple[str, Job]]:
 
 def check_capacity(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
     """Raise RefusedError if the gang would not fit on the empty cell (unless the job waits for that)."""
-    machines = [m.spec for m in state.machines.values() if m.up]
-    if not machines or RetryOn.NO_CAPACITY in spec.retry.on:
+    if RetryOn.NO_CAPACITY in spec.retry.on:
         return
+    room = _room_when_empty(state, spec)
+    if room is None or room >= max(1, replicas.min):
+        return
+    machines = [m.spec for m in state.machines.values() if m.up]
     matching = [m for m in machines if m.has_type(spec.accelerator_type)]
     if not matching:
         raise _no_accelerator(spec, machines)
-    room = sum(spec.resources.copies_in(m.capacity) for m in matching)
-    if room == 0:
-        raise _too_large(spec, matching)
-    if room < replicas.min:
-        raise RefusedError(
-            f"job '{spec.name}' needs {replicas.min} replicas of {spec.resources.describe()} together; "
-            f"the empty cell holds {room}",
-            f"set replicas.min to {room} or fewer",
-            Reason.NO_MATCHING_MACHINE,
+    allowed = [m for m in matching if unmet(spec, m) is None]
+    if not allowed:
+        raise _no_such_machine(spec, matching)
+    if not sum(copies_on(spec.shapes[0], m) for m in allowed):
+        raise _too_large(spec, allowed)
+    where, fix = _together(spec)
+    raise RefusedError(
+        f"job '{spec.name}' needs {replicas.min} replicas of {spec.resources.describe()} together{where}; "
+        f"the empty cell holds {room}",
+        (f"set replicas.min to {room} or fewer" if room else "") + (" or " if room and fix else "") + fix,
+        Reason.NO_MATCHING_MACHINE,
+    )
+
+
+def _together(spec: JobSpec) -> tuple[str, str]:
+    """Return how its replicas must go together beyond a number, and what to change about that."""
+    if spec.topology is not None and spec.topology.required:
+        level = spec.topology.level
+        return f" in one {level}", f"say topology: {{preferred: {level}}}"
+    if spec.spread is not None and spec.spread.max_skew:
+        return (
+            f" with at most {spec.spread.max_skew} more in one {spec.spread.by}",
+            "take spread.max_skew out",
         )
+    return "", ""
+
+
+def _room_when_empty(state: CellState, spec: JobSpec) -> int | None:
+    """Return how many replicas the empty cell would hold together; None: no machine has joined."""
+    key = (spec.shapes, spec.constraints, spec.topology, spec.spread)
+    known = state.index.capacity.get(key)
+    if known is None:
+        machines = [m.spec for m in state.machines.values() if m.up]
+        if not machines:
+            return None
+        fleet = Fleet.of(machines)
+        known = state.index.capacity[key] = num_that_fit(fleet, spec)
+    return int(known)
+
+
+def copies_on(shape: Shape, machine: MachineSpec) -> int:
+    """Return how many replicas of one shape an empty machine holds, in accelerators of the type asked for."""
+    wanted = shape.accelerator_type.lower()
+    devices = sum(1 for a in machine.accelerators if wanted in a.type.lower())
+    return shape.resources.copies_in(replace(machine.capacity, gpu_millis=devices * GPU))
+
+
+def _no_such_machine(spec: JobSpec, machines: list[MachineSpec]) -> RefusedError:
+    """Say which condition excludes how many machines, and name the machine that comes closest."""
+    failing = {
+        str(c): sum(1 for m in machines if not c.holds(attributes_of(m, c.key))) for c in spec.constraints
+    }
+    counts = ", ".join(f"'{text}' excludes {n} of {len(machines)}" for text, n in failing.items() if n)
+
+    def misses(machine: MachineSpec) -> list[str]:
+        return [str(c) for c in spec.constraints if not c.holds(attributes_of(machine, c.key))]
+
+    nearest = min(machines, key=lambda m: (len(misses(m)), m.name))
+    has = ", ".join(
+        f"{c.key} {' and '.join(attributes_of(nearest, c.key)) or 'unknown'}"
+        for c in spec.constraints
+        if str(c) in misses(nearest)
+    )
+    return RefusedError(
+        f"job '{spec.name}': no machine meets its constraints: {counts}; "
+        f"machine '{nearest.name}', which comes closest, has {has}",
+        "take out of constraints: " + ", ".join(misses(nearest)),
+        Reason.NO_MATCHING_MACHINE,
+    )
 
 
 def _no_accelerator(spec: JobSpec, machines: list[MachineSpec]) -> RefusedError:

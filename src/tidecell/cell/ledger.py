@@ -10,6 +10,8 @@ from collections.abc import Iterable, Set
 
 from tidecell.cell.index import Key, Sum
 from tidecell.cell.records import CellState
+from tidecell.scheduler.attributes import unmet
+from tidecell.structs.job import JobSpec
 from tidecell.structs.messages import Claim, Placement
 from tidecell.structs.resources import GPU, Resources
 
@@ -35,6 +37,18 @@ class Ledger:
         self._claims: dict[str, list[Claim]] = {}
 
     # ---------------------------------------------------------------------------- placements
+
+    def meets(self, spec: JobSpec, placement: Placement) -> bool:
+        """Return whether the machine meets the job's constraints and has what was asked for where it is."""
+        machine = self._state.machines.get(placement.machine)
+        if machine is None:
+            return False
+        wanted = spec.shapes[placement.shape].accelerator_type.lower()
+        if wanted and placement.accelerators:
+            types = {a.index: a.type.lower() for a in machine.spec.accelerators}
+            if not all(wanted in types.get(i, "") for i in placement.accelerators):
+                return False
+        return not spec.constraints or unmet(spec, machine.spec) is None
 
     def take(self, placement: Placement, mine: Set[Key]) -> bool:
         """Use what a placement asks for, if it is free and not held for others than ``mine``."""

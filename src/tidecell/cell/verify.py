@@ -30,6 +30,7 @@ from tidecell.structs.messages import (
     TaskPlaced,
     TaskRef,
 )
+from tidecell.structs.placement import attributes_of
 
 
 @dataclass
@@ -106,6 +107,8 @@ def _gang_holds(state: CellState, job: Job, group: list[Placement], ledger: Ledg
     mine = {(job.uid, placement.index) for placement in group}
     if len(mine) < len(group):
         return False
+    if not _in_one_domain(state, job, group):
+        return False
     for done, placement in enumerate(group):
         if not _placement_holds(job, placement, mine, ledger):
             ledger.give_back(group[:done])
@@ -113,12 +116,23 @@ def _gang_holds(state: CellState, job: Job, group: list[Placement], ledger: Ledg
     return True
 
 
+def _in_one_domain(state: CellState, job: Job, group: list[Placement]) -> bool:
+    """Whether all replicas are in one rack, or whatever the job requires."""
+    topology = job.spec.topology
+    if topology is None or not topology.required:
+        return True
+    names = {p.machine for p in group} | {t.machine for t in job.staying_tasks()}
+    machines = [state.machines.get(name) for name in names]
+    domains = {attributes_of(m.spec, topology.level) if m is not None else () for m in machines}
+    return len(domains) == 1 and () not in domains
+
+
 def _placement_holds(job: Job, placement: Placement, mine: set[tuple[str, int]], ledger: Ledger) -> bool:
     if _pending_and_wanted(job, placement.index) is None or placement.shape >= len(job.spec.shapes):
         return False
     if placement.resources != job.spec.request(placement.index, placement.shape):
         return False
-    return ledger.take(placement, mine)
+    return ledger.meets(job.spec, placement) and ledger.take(placement, mine)
 
 
 def _quota_holds(job: Job, group: list[Placement], gate: Gate | None) -> bool:

@@ -13,7 +13,6 @@ from pathlib import Path
 from tidecell.client.document import Node, read_text
 from tidecell.client.document import read_data as read_plain_data
 from tidecell.client.schema_lifecycle import read_disruptions, read_retry, read_update
-from tidecell.client.schema_work import read_array, read_begin, read_schedule, work_rules
 from tidecell.client.schema_placement import (
     placement_rules,
     read_constraints,
@@ -23,6 +22,7 @@ from tidecell.client.schema_placement import (
     read_spread,
     read_topology,
 )
+from tidecell.client.schema_work import read_array, read_begin, read_schedule, work_rules
 from tidecell.client.section import (
     NAME_HINT,
     Section,

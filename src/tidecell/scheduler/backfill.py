@@ -18,7 +18,6 @@ from tidecell.scheduler.board import Board, Key
 from tidecell.scheduler.feasibility import Room, copies_N, fits_N
 from tidecell.scheduler.gang import fit
 from tidecell.scheduler.snapshot import JobView, Snapshot
-from tidecell.scheduler.topology import num_together
 from tidecell.structs.resources import Resources
 
 
@@ -201,15 +200,3 @@ def _freest_devices(board: Board, row: int, room: Room, request: Resources) -> t
     accelerators = board.fleet.specs[row].accelerators
     order = sorted(range(len(accelerators)), key=lambda c: (-int(room.gpu_NG[row, c]), c))
     return tuple(accelerators[c].index for c in order[: request.num_accelerators])
-
-
-def num_that_fit_empty(board: Board, job: JobView) -> int:
-    """Return how many replicas the empty cell would hold, in the shape of which it holds most."""
-    fleet = board.fleet
-    empty = Room(fleet.capacity_NR, fleet.gpu_capacity_NG)
-    counts = []
-    for shape in range(len(job.spec.shapes)):
-        kind = board.placement_class(job.spec, shape)
-        count_N = copies_N(empty, kind.request, kind.typed_NG)
-        counts.append(num_together(fleet, job.spec, count_N, kind.allowed_N))
-    return max(counts)

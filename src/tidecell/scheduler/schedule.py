@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from tidecell.scheduler.backfill import Release, num_that_fit_empty, releases_of, reserve
+from tidecell.scheduler.backfill import Release, releases_of, reserve
 from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.cached import CACHE_FROM, ScoreCache
+from tidecell.scheduler.excluded import describe_domains, describe_excluded
 from tidecell.scheduler.gang import fit
 from tidecell.scheduler.preemption import Victims, find_victims
 from tidecell.scheduler.quota import Block, Gate
 from tidecell.scheduler.snapshot import JobView, Kept, PlanTrace, Snapshot, Waiting
+from tidecell.scheduler.topology import num_that_fit
 from tidecell.scheduler.units import Unit, units_of
 from tidecell.structs.job import Band, Preemption, Reason
 from tidecell.structs.messages import Claim, Placement, Plan, Removal
@@ -156,9 +158,16 @@ def _is_claimed(run: _Pass, unit: Unit) -> bool:
 
 def _fit_now(run: _Pass, unit: Unit) -> list[Spot] | None:
     """Return a spot for each task in what is free now and kept for nobody else."""
-    if run.cache is None or _has_claim(run, unit):
+    if run.cache is None or _has_claim(run, unit) or _is_particular(unit):
         return _fit(run, unit)
     return run.cache.fit(unit.job, unit.indices)
+
+
+def _is_particular(unit: Unit) -> bool:
+    """Whether rows are better or worse for it than packing says, which the score cache does not know."""
+    spec = unit.job.spec
+    wishes = spec.prefer or spec.data or spec.topology is not None or spec.spread is not None
+    return bool(wishes) or any(t.avoid for t in unit.tasks)
 
 
 def _fit(run: _Pass, unit: Unit, future: bool = False, ignore_reserved: bool = False) -> list[Spot] | None:
@@ -287,26 +296,42 @@ def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "
 
 def _explain_wait(run: _Pass, unit: Unit) -> Waiting:
     """Return all reasons that bind this unit, the decisive one first."""
-    room = num_that_fit_empty(run.board, unit.job)
+    room = num_that_fit(run.board.fleet, unit.job.spec)
     needs = _describe_needs(unit)
     if room < len(unit.tasks):
-        detail = f"needs {needs}; the empty cell holds {room}"
+        excluded = describe_excluded(run.board.fleet, unit.job.spec)
+        detail = f"needs {needs}; the empty cell holds {room}" + (f"; {excluded}" if excluded else "")
         return Waiting((Reason.NO_MATCHING_MACHINE,), detail)
-    free = _describe_free(run)
     if run.heads and _fit(run, unit, ignore_reserved=True) is not None:
         head = run.heads[0][0].name if run.heads else ""
         detail = f"needs {needs}; what is free is held for '{head}', which goes first"
         return Waiting((Reason.PRIORITY, Reason.WAITING_FOR_CAPACITY), detail, behind=head)
     reasons: tuple[Reason, ...] = (Reason.WAITING_FOR_CAPACITY,)
+    free = f"free now: {_describe_free(run)}"
+    if _fails_by_domains(run, unit):
+        reasons = (*reasons, Reason.TOPOLOGY_PLACEMENT_FAILED)
+        free = f"room now: {describe_domains(run.board, unit.job, run.board.room(unit.task_keys()))}"
     if run.heads:
-        reasons = (Reason.WAITING_FOR_CAPACITY, Reason.PRIORITY)
+        reasons = (*reasons, Reason.PRIORITY)
     behind = run.heads[0][0].name if run.heads else ""
-    return Waiting(reasons, f"needs {needs}; free now: {free}", behind=behind)
+    return Waiting(reasons, f"needs {needs}; {free}", behind=behind)
+
+
+def _fails_by_domains(run: _Pass, unit: Unit) -> bool:
+    """Whether it would start now if it did not ask for one rack, or for an even spread over many."""
+    spec = unit.job.spec
+    hard_spread = spec.spread is not None and spec.spread.max_skew > 0
+    if not hard_spread and not (spec.topology is not None and spec.topology.required):
+        return False
+    free = replace(unit.job, spec=replace(spec, topology=None, spread=None))
+    return fit(run.board, free, unit.indices, run.board.room(unit.task_keys())) is not None
 
 
 def _describe_needs(unit: Unit) -> str:
-    each = unit.job.spec.resources.describe()
-    return each if len(unit.tasks) == 1 else f"{len(unit.tasks)} x {each} together"
+    spec = unit.job.spec
+    each = spec.resources.describe()
+    where = f" in one {spec.topology.level}" if spec.topology is not None and spec.topology.required else ""
+    return each + where if len(unit.tasks) == 1 else f"{len(unit.tasks)} x {each} together{where}"
 
 
 def _describe_free(run: _Pass) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tidecell.scheduler.attributes import Bools, column
+from tidecell.scheduler.feasibility import Room, copies_N, placement_class
 from tidecell.scheduler.fleet import Fleet, Ints
 from tidecell.structs.job import JobSpec
 from tidecell.structs.placement import Spread, Topology
@@ -138,3 +139,14 @@ def _num_spread(fleet: Fleet, spec: JobSpec, count_N: Ints, allowed_N: Bools) ->
         return 0
     sums = _sums(found.codes_N, np.where(usable_N, count_N, 0), len(found.values))[codes]
     return int(np.minimum(sums, sums.min() + spec.spread.max_skew).sum())
+
+
+def num_that_fit(fleet: Fleet, spec: JobSpec) -> int:
+    """Return how many replicas an empty fleet would hold together, in the shape of which it holds most."""
+    empty = Room(fleet.capacity_NR, fleet.gpu_capacity_NG)
+    counts = []
+    for shape in range(len(spec.shapes)):
+        kind = placement_class(fleet, spec, shape)
+        count_N = copies_N(empty, kind.request, kind.typed_NG)
+        counts.append(num_together(fleet, spec, count_N, kind.allowed_N))
+    return max(counts)

@@ -116,7 +116,7 @@ def test_every_mistake_of_a_file_is_listed(tmp_path: Path):
           cpu: eight
           memory: 64G
         retry: {on: [interuption], max: -1}
-        topology: {preferred: rack}
+        topology: {preferred: [rack]}
         max_duration: 2x
         """
     assert rendered(text, tmp_path) == dedent("""\
@@ -141,8 +141,8 @@ def test_every_mistake_of_a_file_is_listed(tmp_path: Path):
           line 10: retry.on: 'interuption' is not one of CAUSES
             hint: did you mean 'interruption'?
           line 10: retry.max: -1 is not a whole number from 0 to 1000
-          line 11: topology: not supported in this version
-            hint: leave it out; replicas go where they fit
+          line 11: topology.preferred: must be text, not a list
+            hint: quote it
           line 12: max_duration: '2x' is no duration
             hint: write seconds, or numbers with ms, s, m, h, d: 30, 90s, 10m, 1h30m, 2d""").replace(
         "CAUSES", ", ".join(RetryOn)

@@ -206,10 +206,10 @@ def test_the_first_alternative_that_starts_now_is_taken_by_the_whole_gang():
 
 def test_shares_fill_one_device_and_whole_requests_take_free_ones():
     cell = Cell().machine("m", 8, gpus=["T4", "T4"])
-    for name, share in (("a", 0.5), ("b", 0.3), ("whole", 1), ("c", 0.3), ("d", 0.2)):
+    for name, share in (("a", 0.5), ("b", 0.3), ("whole", 1), ("d", 0.2), ("c", 0.3)):
         cell.submit(job_spec(name, gpus=share, cpu=0.5))
     used = {
-        n: [t.accelerators for t in cell.job(n).tasks if t.machine] for n in ("a", "b", "whole", "c", "d")
+        n: [t.accelerators for t in cell.job(n).tasks if t.machine] for n in ("a", "b", "whole", "d", "c")
     }
     assert used == {"a": [(0,)], "b": [(0,)], "whole": [(1,)], "c": [], "d": [(0,)]}
 
