@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.compiled import compiled
-from tidecell.scheduler.feasibility import Bools, Floats, PlacementClass, choose_devices
+from tidecell.scheduler.feasibility import Floats, PlacementClass, choose_devices
 from tidecell.scheduler.fleet import CPU, MEMORY, Ints
 from tidecell.scheduler.scoring import GPU_WEIGHT
 from tidecell.scheduler.snapshot import JobView
