@@ -36,6 +36,12 @@ from tidecell.structs.errors import DataError, TidecellError
 )
 @click.option("--format", "fmt", default="", help="Format of the trace (default: told from its columns).")
 @click.option("--variant", default="", help="Which variant or set, where the trace holds several.")
+@click.option(
+    "--policy", metavar="NAME", help="Pack arrivals instead: tidecell, fgd, best-fit, ... (openb pods)."
+)
+@click.option(
+    "--arrived", default=1.3, show_default=True, help="With --policy: how much of all accelerators."
+)
 @click.option("--load", metavar="FILE", help="Load on services over time, for their autoscalers.")
 @click.option("--seed", default=0, show_default=True, help="Breaks ties; the same seed gives the same run.")
 @click.option("--until", default="", help="Stop after so much virtual time, for example 6h.")
@@ -51,6 +57,8 @@ def sim(
     machines: tuple[str, ...],
     fmt: str,
     variant: str,
+    policy: str | None,
+    arrived: float,
     load: str | None,
     seed: int,
     until: str,
@@ -62,6 +70,8 @@ def sim(
     """Run the cell in virtual time: the very scheduler and state machine that run it live.
 
     From a trace: tide sim --trace jobs.csv --machines machines.csv --seed 1 --json
+
+    Packing only, by FGD's protocol: tide sim --trace pods.csv --machines nodes.csv --policy tidecell
 
     From a cell: tide sim --from live --add new.yaml --machines +2 --until 6h
     """
@@ -79,6 +89,13 @@ def sim(
         raise TidecellError("--add and --duration belong to --from", "begin with a cell: --from live")
     if len(machines) > 1:
         raise TidecellError("--machines is given twice", "put all machines into one file")
+    if policy is not None:
+        from tidecell.cli.sim_packing import pack_trace, print_packing
+
+        print_packing(
+            pack_trace(trace, machines[0] if machines else None, variant, policy, seed, arrived), as_json
+        )
+        return
     behaviour = Behaviour(starts_after_s=_duration(startup, "--startup"), batch_s=_duration(batch, "--batch"))
     figures = run_trace(
         trace, machines[0] if machines else None, fmt, variant, load, seed, until_s, behaviour

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from tidecell.cli.sim import sim
 from tidecell.scheduler.compiled import can_compile
 from tidecell.scheduler.packing import POLICIES
 from tidecell.sim.openb import Machines, Pods, read_machines, read_pods
@@ -48,7 +51,7 @@ def test_cpu_that_is_gone_strands_accelerators(tmp_path: Path) -> None:
 def test_every_policy_is_deterministic_and_never_overfills(tmp_path: Path, policy: str) -> None:
     rng = np.random.default_rng(5)
     rows = [
-        f"p{i:03d},{rng.integers(1, 9) * 1000},{rng.integers(1, 9) * 1024},1,{rng.choice([200, 500, 700, 1000])},"
+        f"p{i:03d},{rng.integers(1, 9) * 1000},{rng.integers(1, 9) * 1024},1,{rng.choice([200, 500, 1000])},"
         for i in range(60)
     ]
     machines, pods = _trace(tmp_path, rows)
@@ -88,3 +91,12 @@ def test_bad_values_and_missing_columns_are_named_with_their_line(tmp_path: Path
     (tmp_path / "nodes.csv").write_text("sn,cpu_milli\na,1\n")
     with pytest.raises(DataError, match="lacks the column"):
         read_machines(tmp_path / "nodes.csv")
+
+
+def test_the_command_prints_the_share_at_each_hundredth(tmp_path: Path) -> None:
+    _trace(tmp_path, [f"p{i},1000,1024,1,1000," for i in range(10)])
+    files = ["--trace", str(tmp_path / "pods.csv"), "--machines", str(tmp_path / "nodes.csv")]
+    done = CliRunner().invoke(sim, [*files, "--policy", "fgd", "--arrived", "1.0", "--seed", "42", "--json"])
+    report = json.loads(done.output)
+    assert (report["policy"], report["seed"], len(report["allocated"])) == ("fgd", 42, 100)
+    assert report["allocated"][-1] == pytest.approx(100.0)
