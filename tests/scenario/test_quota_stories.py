@@ -10,12 +10,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pytest
 from testcell import StoryCell
 
+from tidecell.cell.snapshot import take_snapshot
 from tidecell.client.policy import parse_policy
+from tidecell.client.views import WhyView
 from tidecell.engines.fake import Script
+from tidecell.scheduler.explain import explain_why, render_why
+from tidecell.server.views import queue_places
 from tidecell.structs.errors import RefusedError
 from tidecell.structs.job import Band, Preemption, Priority, Reason, Replicas, TaskState
 from tidecell.structs.messages import JobChanged, MachineSeen, PolicyProposed, TaskNoticed, TaskPlaced
 from tidecell.structs.resources import Resources
+from tidecell.structs.tenant import Policy, Quota, Team
 
 TWO_TEAMS = """
 teams:
@@ -28,6 +33,10 @@ def cell_with(policy: str, cores: float = 16.0) -> StoryCell:
     cell = StoryCell(cores=cores)
     cell.tell(PolicyProposed(parse_policy(policy, "quota.yaml")))
     return cell
+
+
+def why(cell: StoryCell, name: str) -> WhyView:
+    return explain_why(take_snapshot(cell.runtime.state, cell.now_s), cell[name].uid, cell.now_s)
 
 
 def reasons(cell: StoryCell, name: str) -> tuple[Reason, ...]:
@@ -266,3 +275,48 @@ def test_dominant_share_counts_the_scarcest_component() -> None:
     running = [n for n in cell.runtime.state.jobs.values() if n.state is not TaskState.PENDING]
     assert sum(j.spec.team == "red" for j in running) == 3
     assert sum(j.spec.team == "blue" for j in running) == 2
+
+
+def test_why_names_who_borrows_own_use_and_fixes_that_are_true() -> None:
+    cell = cell_with(TWO_TEAMS)
+    cell.job("mine", 2.0, team="red")
+    cell.job("wide", 1.0, (1, 2), team="blue")
+    cell.pass_time(1)
+    cell.job("late", 2.0, team="red")
+    view = why(cell, "late")
+    assert view.reasons == (Reason.WAITING_FOR_QUOTA,)
+    assert view.detail == (
+        "needs 2 cpu; team 'red' uses 2 cpu of its 2 cpu at batch; cohort 'sea' has no more to lend"
+    )
+    assert [(h.job, h.team) for h in view.holders] == [("mine", "red")]
+    assert (view.position, view.num_waiting, view.team_position) == (1, 1, 1)
+    commands = {f.command for f in view.fixes}
+    assert "tide prio late best-effort" in commands
+    assert "tide stop mine" in commands
+    text = render_why(view)
+    assert "position  1 of 1 that wait, 1 of team red" in text
+    assert "mine (batch, team red" in text
+
+
+def test_why_says_when_a_quota_begins() -> None:
+    cell = StoryCell(cores=8.0)
+    quota = Quota({"cpu": 4000}, from_s=cell.now_s + 600)
+    cell.tell(PolicyProposed(Policy((Team("solo", {"batch": quota}),))))
+    cell.job("early", 2.0, team="solo")
+    view = why(cell, "early")
+    assert "has no quota at batch yet: it has not begun" in view.detail
+    assert view.expected_s == cell.now_s + 600
+    cell.pass_time(601)
+    assert cell.running("early") == 1
+
+
+def test_the_queue_counts_places_among_all_and_in_the_team() -> None:
+    cell = cell_with(TWO_TEAMS)
+    cell.job("full-red", 2.0, team="red")
+    cell.job("full-blue", 2.0, team="blue")
+    for name, team in (("r1", "red"), ("b1", "blue"), ("r2", "red")):
+        cell.job(name, 1.0, team=team)
+    state = cell.runtime.state
+    places = queue_places(state, cell.runtime.trace)
+    assert sorted(p for p, _ in places.values()) == [1, 2, 3]
+    assert [places[cell[n].uid][1] for n in ("r1", "b1", "r2")] == [1, 1, 2]

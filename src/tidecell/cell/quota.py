@@ -185,7 +185,7 @@ def begin_periods(policy: Policy, known: Policy | None, now_s: float) -> Policy:
 
 def check_priority(state: CellState, job: Job, priority: Priority, now_s: float) -> None:
     """Raise RefusedError if what a job holds does not fit its team's quota at another band."""
-    if priority.band is job.spec.priority.band or state.policy is None:
+    if priority.band in (job.spec.priority.band, Band.BEST_EFFORT) or state.policy is None:
         return
     spec = replace(job.spec, priority=priority)
     check_quota(state, spec, now_s)

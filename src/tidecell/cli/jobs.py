@@ -30,7 +30,6 @@ from tidecell.client.schema import parse_priority, parse_replicas
 from tidecell.client.units import parse_duration
 from tidecell.client.views import CellStatus, EventView, JobStatus
 from tidecell.structs.errors import TidecellError
-from tidecell.structs.job import BAND_WORDS
 from tidecell.structs.resources import format_bytes, format_cpu
 
 T = TypeVar("T")
@@ -86,23 +85,26 @@ def queue(as_json: bool) -> None:
     """List jobs with waiting replicas, in scheduling order."""
     with Client.from_home() as client:
         waiting = [j for j in client.jobs() if j.waiting is not None]
-    bands = {word: -int(band) for band, word in BAND_WORDS.items()}
-    waiting.sort(key=lambda j: (bands[j.band], j.running >= j.replicas.min, -_order(j), j.submitted_s, j.uid))
+    waiting.sort(key=lambda j: (j.position, j.submitted_s, j.uid))
     if as_json:
-        print_json([{"position": i + 1, "job": j} for i, j in enumerate(waiting)])
+        print_json([{"position": j.position, "team_position": j.team_position, "job": j} for j in waiting])
         return
     if not waiting:
         err.print("nothing waits")
         return
     rows = [
-        (str(i + 1), j.name, j.priority, ago(j.submitted_s), replicas_text(j), waits_text(j))
-        for i, j in enumerate(waiting)
+        (
+            str(j.position or "-"),
+            j.name,
+            f"{j.team} #{j.team_position}" if j.team else "-",
+            j.priority,
+            ago(j.submitted_s),
+            replicas_text(j),
+            waits_text(j),
+        )
+        for j in waiting
     ]
-    print_table(("#", "NAME", "PRIORITY", "AGE", "REPLICAS", "WAITS FOR"), rows)
-
-
-def _order(job: JobStatus) -> int:
-    return parse_priority(job.priority).order
+    print_table(("#", "NAME", "TEAM", "PRIORITY", "AGE", "REPLICAS", "WAITS FOR"), rows)
 
 
 @click.command()
@@ -177,6 +179,9 @@ def _print_job(job: JobStatus) -> None:
         facts.append(("outcome" if job.done else "waits for", text))
     if job.waiting is not None and job.waiting.detail:
         facts.append(("", job.waiting.detail))
+    if job.position:
+        mine = f", {job.team_position} of team {job.team}" if job.team else ""
+        facts.append(("position", f"{job.position} among all that wait{mine}"))
     for key, value in facts:
         out.print(f"  {key:<11}{value}")
     rows = [

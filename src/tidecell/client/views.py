@@ -118,6 +118,8 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         next_s: When a schedule fires next; 0 while it is held back.
         runs: Names of a schedule's runs that are remembered, oldest first.
         parent: Of a schedule's run, the uid of the schedule.
+        position: Its place in scheduling order among all that wait, from 1; 0: it waits for nothing.
+        team_position: Its place among its own team's.
         tasks: Replicas; of an array only items that run, wait openly or failed.
     """
 
@@ -148,6 +150,8 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     last_event: str = ""
     labels: dict[str, str] = {}
     team: str = ""
+    position: int = 0
+    team_position: int = 0
     version: int = 1
     update: UpdateStatus | None = None
     array: ArrayStatus | None = None
@@ -306,6 +310,7 @@ class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
     running_s: float = 0.0
     leaving: bool = False
     ends_by_s: float = 0.0
+    team: str = ""
 
 
 class Fix(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -331,6 +336,8 @@ class WhyView(msgspec.Struct, frozen=True, omit_defaults=True):
         expected_s: When it starts otherwise, at the latest; 0: unknown.
         expected_why: What that rests on.
         shrunk: For a running job that has fewer replicas than it could have: why, by whom.
+        position: Its place in scheduling order among all that wait, from 1; 0: it waits for nothing.
+        team_position: Its place among its own team's.
     """
 
     name: str
@@ -348,6 +355,10 @@ class WhyView(msgspec.Struct, frozen=True, omit_defaults=True):
     expected_why: str = ""
     shrunk: str = ""
     message: str = ""
+    position: int = 0
+    num_waiting: int = 0
+    team: str = ""
+    team_position: int = 0
 
 
 class ServiceSample(msgspec.Struct, frozen=True, omit_defaults=True):

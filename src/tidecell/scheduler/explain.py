@@ -7,6 +7,7 @@ way before it is made. Nothing is committed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -21,6 +22,7 @@ from tidecell.client.views import (
 )
 from tidecell.scheduler.fixes import Search
 from tidecell.scheduler.forecast import expected_start
+from tidecell.scheduler.quota import Gate
 from tidecell.scheduler.render import render_plan, render_why
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import JobView, PlanTrace, Snapshot, Waiting
@@ -39,6 +41,7 @@ from tidecell.scheduler.words import describe_free, describe_needs, listed, work
 from tidecell.structs.job import JobSpec, Reason, TaskState
 from tidecell.structs.messages import Plan, Removal
 from tidecell.structs.resources import Resources
+from tidecell.structs.tenant import team_of
 
 # Reasons that somebody who holds capacity has to do with.
 _CAPACITY = {Reason.WAITING_FOR_CAPACITY, Reason.PRIORITY, Reason.WAITING_FOR_PREEMPTED}
@@ -139,7 +142,9 @@ def explain_why(snapshot: Snapshot, uid: str, now_s: float, seed: int = 0) -> Wh
     if waiting is None:
         return replace(view, detail=_starts_where(plan, uid))
     holders = _holders(snapshot, job) if _CAPACITY & set(waiting.reasons) else ()
-    search = Search(snapshot, job, holders, seed)
+    if Reason.WAITING_FOR_QUOTA in waiting.reasons:
+        holders = _quota_holders(snapshot, job)
+    search = Search(snapshot, job, holders, seed, waiting.reasons)
     on_its_way = judge(snapshot, uid, seed).starts
     if not on_its_way:
         search.run()
@@ -156,7 +161,21 @@ def explain_why(snapshot: Snapshot, uid: str, now_s: float, seed: int = 0) -> Wh
         expected_s=expected_s,
         expected_why=expected_why,
         shrunk=_why_smaller(job, holders, waiting),
+        **_places(snapshot, trace, job),
     )
+
+
+def _places(snapshot: Snapshot, trace: PlanTrace, job: JobView) -> dict[str, Any]:
+    """Return the job's places in scheduling order, as fields of a ``WhyView``."""
+    teams = {j.uid: j.spec.team for j in snapshot.jobs}
+    places = trace.positions(lambda uid: teams.get(uid, ""))
+    mine = places.get(job.uid, (0, 0))
+    return {
+        "position": mine[0],
+        "num_waiting": len(places),
+        "team": job.spec.team,
+        "team_position": mine[1] if job.spec.team else 0,
+    }
 
 
 def _state(job: JobView) -> TaskState:
@@ -208,7 +227,26 @@ def _holders(snapshot: Snapshot, job: JobView) -> tuple[Holder, ...]:
     )
 
 
-def _holder(job: JobView, machine: str, now_s: float) -> Holder:
+def _quota_holders(snapshot: Snapshot, job: JobView) -> tuple[Holder, ...]:
+    """Return whose tasks hold the quota: of its own team at its band, and of teams that borrow."""
+    gate = Gate.of(snapshot)
+    mine = gate.account(job.spec) if gate is not None else None
+    if gate is None or mine is None:
+        return ()
+    need = gate.need(job, [t.index for t in job.tasks if t.pending][: num_missing(job) or 1])
+    over = {m.team for m in gate.mates(mine) if any(m.used(c) > m.own(c) for c in need)} | {mine.team}
+    found = [
+        _holder(other, machine, snapshot.now_s, team_of(other.spec))
+        for other in snapshot.jobs
+        if other.uid != job.uid
+        and other.spec.priority.band is job.spec.priority.band
+        and team_of(other.spec) in over
+        for machine in sorted({t.machine for t in other.tasks if t.machine})
+    ]
+    return tuple(sorted(found, key=lambda h: (h.team != mine.team, h.job, h.machine)))
+
+
+def _holder(job: JobView, machine: str, now_s: float, team: str = "") -> Holder:
     tasks = [t for t in job.tasks if t.machine == machine]
     return Holder(
         job=job.name,
@@ -219,6 +257,7 @@ def _holder(job: JobView, machine: str, now_s: float) -> Holder:
         running_s=max(t.running_s(now_s) for t in tasks),
         leaving=all(t.leaving for t in tasks),
         ends_by_s=job.ends_by_s,
+        team=team,
     )
 
 

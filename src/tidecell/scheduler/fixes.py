@@ -15,11 +15,13 @@ from msgspec.structs import replace
 from tidecell.client.units import format_cpu, format_size
 from tidecell.client.views import Fix, Holder
 from tidecell.scheduler.board import Board
+from tidecell.scheduler.quota import Gate
 from tidecell.scheduler.snapshot import JobView, Snapshot
 from tidecell.scheduler.whatif import (
     Verdict,
     find_job,
     judge,
+    num_missing,
     num_staying,
     released,
     reprioritized,
@@ -29,7 +31,7 @@ from tidecell.scheduler.whatif import (
     withdrawn,
 )
 from tidecell.scheduler.words import about, describe_victims, listed, work_at_risk
-from tidecell.structs.job import Band, JobSpec, Preemption, Priority, Replicas
+from tidecell.structs.job import Band, JobSpec, Preemption, Priority, Reason, Replicas
 from tidecell.structs.resources import GPU, Resources, format_bytes
 
 MAX_HOLDERS_TRIED = 12
@@ -65,6 +67,7 @@ class Search:
 
     Attributes:
         holders: Who holds what it needs, as ``explain_why`` found them.
+        reasons: Why it waits.
         fixes: What would help, found so far.
         no_help: What people would try, and why it would not.
     """
@@ -73,6 +76,7 @@ class Search:
     job: JobView
     holders: Sequence[Holder]
     seed: int = 0
+    reasons: tuple[Reason, ...] = ()
     fixes: list[Fix] = field(default_factory=list)
     no_help: list[Fix] = field(default_factory=list)
 
@@ -233,6 +237,8 @@ class Search:
         top = max((j.spec.priority.order for j in self._rivals()), default=now.order)
         tries = [Priority(now.band, max(top, now.order) + 1)] if self._rivals() else []
         tries += [Priority(band) for band in Band if now.band < band <= Band.PRODUCTION]
+        if Reason.WAITING_FOR_QUOTA in self.reasons:  # they have quotas of their own, or need none
+            tries += [Priority(band) for band in reversed(Band) if band < now.band]
         if not self._rivals():  # what people try first, though nobody of its band is ahead of it
             self._no_help_from_order(Priority(now.band, now.order + 10))
         for priority in tries:
@@ -260,6 +266,8 @@ class Search:
 
     def _why_not_taken(self, priority: Priority) -> str:
         """Return why this priority takes nothing from those who hold what is needed."""
+        if Reason.WAITING_FOR_QUOTA in self.reasons:
+            return self._no_quota(priority)
         reasons: dict[str, list[str]] = {}
         for name in dict.fromkeys(h.job for h in self.holders):
             job = next(j for j in self.snapshot.jobs if j.name == name)
@@ -270,6 +278,15 @@ class Search:
         if not kinds:
             return "what could be taken is not enough"
         return ", ".join(f"{names} {text}" for text, names in kinds.items())
+
+    def _no_quota(self, priority: Priority) -> str:
+        if priority.band is self.job.spec.priority.band:
+            return "an integer only orders: quota is short at this band"
+        changed = reprioritized(self.snapshot, self.job, priority)
+        gate, job = Gate.of(changed), find_job(changed, self.job.uid)
+        pending = [t.index for t in self.job.tasks if t.pending][: num_missing(self.job) or 1]
+        block = gate.check(job, pending) if gate is not None and job is not None else None
+        return block.text if block is not None else "it would wait for capacity there"
 
     # ---------------------------------------------------------------------------------------- others
 

@@ -65,6 +65,11 @@ def _next_moment(snapshot: Snapshot, mine: JobView) -> tuple[float, str] | None:
     moments += [
         (t.not_before_s, "") for j in snapshot.jobs for t in j.tasks if t.not_before_s > snapshot.now_s
     ]
+    if snapshot.policy is not None:  # a quota begins or ends; what was waited for long enough is taken back
+        now_s, policy = snapshot.now_s, snapshot.policy
+        changes = [q.next_change_s(now_s) for t in policy.teams for q in t.quotas.values()]
+        changes.append(mine.submitted_s + policy.patience_s)
+        moments += [(at_s, "") for at_s in changes if at_s > now_s]
     return min(moments, default=None)
 
 

@@ -30,6 +30,8 @@ def render_why(view: WhyView, now_s: float = 0.0) -> str:
     if view.needs:
         lines.append(f"  needs     {view.needs}       free now: {view.free_now}")
         lines += [f"  because   {text}" for text in (_because(view.detail),) if text]
+    if view.position and (view.num_waiting > 1 or view.team):
+        lines.append(f"  position  {_position(view)}")
     lines += _held_by(view.holders)
     if view.fixes:
         lines.append(f"  {'one more' if view.shrunk else 'it'} would start now if")
@@ -48,12 +50,18 @@ def _because(detail: str) -> str:
     return "" if rest.startswith("free now") else rest
 
 
+def _position(view: WhyView) -> str:
+    mine = f", {view.team_position} of team {view.team}" if view.team else ""
+    return f"{view.position} of {view.num_waiting} that wait{mine}"
+
+
 def _held_by(holders: Iterable[Holder]) -> list[str]:
     machines: dict[str, list[str]] = {}
     for h in holders:
         extra = f", running {about(h.running_s)}" if h.running_s >= 1 else ""
         leaving = ", leaving" if h.leaving else ""
-        text = f"{h.job} ({h.priority}{extra}{leaving}) {h.resources.describe()}"
+        team = f", team {h.team}" if h.team else ""
+        text = f"{h.job} ({h.priority}{team}{extra}{leaving}) {h.resources.describe()}"
         machines.setdefault(h.machine, []).append(text)
     rows = [f"{name}: {', '.join(texts)}" for name, texts in machines.items()]
     more = [f"and {len(rows) - MAX_MACHINES_SHOWN} more machines"] if len(rows) > MAX_MACHINES_SHOWN else []

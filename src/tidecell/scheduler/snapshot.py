@@ -6,7 +6,7 @@ the same picture and ask the same function.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -157,6 +157,16 @@ class PlanTrace:
         """Return the uids of jobs that wait, in scheduling order; what cannot be served yet comes last."""
         served = [uid for uid in self.order if uid in self.waiting]
         return served + [uid for uid in self.waiting if uid not in self.order]
+
+    def positions(self, team_of: Callable[[str], str]) -> dict[str, tuple[int, int]]:
+        """Return each waiting job's place in scheduling order, from 1: among all, and among its team's."""
+        seen: dict[str, int] = {}
+        out: dict[str, tuple[int, int]] = {}
+        for place, uid in enumerate(self.queue(), 1):
+            team = team_of(uid)
+            seen[team] = seen.get(team, 0) + 1
+            out[uid] = (place, seen[team])
+        return out
 
 
 __all__ = ["JobView", "Kept", "Plan", "PlanTrace", "Snapshot", "TaskView", "Waiting"]

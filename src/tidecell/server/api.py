@@ -51,7 +51,7 @@ from tidecell.server.snapshot import OPERATIONS as SNAPSHOT_OPERATIONS
 from tidecell.server.snapshot import SnapshotApi
 from tidecell.server.users import OPERATIONS as USER_OPERATIONS
 from tidecell.server.users import UsersApi, asker, owned_by_asker
-from tidecell.server.views import job_status, machine_status, schedule_why
+from tidecell.server.views import job_status, machine_status, queue_places, schedule_why
 from tidecell.structs.errors import (
     ConflictError,
     ForbiddenError,
@@ -135,11 +135,11 @@ class Api:
             raise NotFoundError(f"no job named '{name}'", "tide ps -a lists all jobs")
         return job
 
-    def status(self, job: Job) -> JobStatus:
-        """Return one run as the API shows it."""
+    def status(self, job: Job, places: dict[str, tuple[int, int]] | None = None) -> JobStatus:
+        """Return one run as the API shows it; ``places`` in the queue, where many are asked for."""
         runtime, measured = self._control.runtime, self._control.measurements
-        now_s = time.time()
-        return job_status(self._control.state, job, runtime.trace, measured.use, self._router_url, now_s)
+        state, now_s = self._control.state, time.time()
+        return job_status(state, job, runtime.trace, measured.use, self._router_url, now_s, places)
 
     async def _bytes(self, request: Request) -> bytes:
         body = b""
@@ -233,7 +233,8 @@ class Api:
         state = self._control.state
         everything = request.query_params.get("all", "") not in ("", "0", "false")
         jobs = state.jobs.values() if everything else state.live_jobs()
-        return _items(self.status(job) for job in jobs)
+        places = queue_places(state, self._control.runtime.trace)
+        return _items(self.status(job, places) for job in jobs)
 
     async def submit(self, request: Request) -> Response:
         spec = owned_by_asker(await self._body(request, JobSpec), asker(request))

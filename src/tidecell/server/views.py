@@ -39,9 +39,16 @@ Use = Mapping[TaskRef, tuple[int, int]]  # measured cpu_millis and memory_bytes 
 
 
 def job_status(
-    state: CellState, job: Job, trace: PlanTrace, use: Use, router_url: str = "", now_s: float = 0.0
+    state: CellState,
+    job: Job,
+    trace: PlanTrace,
+    use: Use,
+    router_url: str = "",
+    now_s: float = 0.0,
+    places: Mapping[str, tuple[int, int]] | None = None,
 ) -> JobStatus:
-    """Return one run as the API shows it."""
+    """Return one run as the API shows it; ``places`` as ``queue_places`` found them, for many at once."""
+    place = (places if places is not None else queue_places(state, trace)).get(job.uid, (0, 0))
     spec = job.spec
     running = sum(1 for t in job.open_tasks() if t.state is TaskState.RUNNING)
     ready = sum(1 for t in job.open_tasks() if t.state is TaskState.RUNNING and t.ready)
@@ -83,6 +90,8 @@ def job_status(
         next_s=_next_s(job),
         runs=tuple(state.jobs[uid].spec.name for uid in job.runs),
         parent=job.parent,
+        position=place[0] if waiting else 0,
+        team_position=place[1] if waiting else 0,
     )
 
 
@@ -116,6 +125,16 @@ def schedule_why(job: Job, now_s: float) -> WhyView:
         expected_s=next_s,
         expected_why="by its schedule",
     )
+
+
+def queue_places(state: CellState, trace: PlanTrace) -> dict[str, tuple[int, int]]:
+    """Return the places of all that wait in scheduling order: among all, and among their team's."""
+
+    def team(uid: str) -> str:
+        job = state.jobs.get(uid)
+        return job.spec.team if job is not None else ""
+
+    return trace.positions(team)
 
 
 def _shown_tasks(job: Job) -> list[Task]:
