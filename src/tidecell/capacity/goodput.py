@@ -109,7 +109,9 @@ class GoodputModel(msgspec.Struct, frozen=True):
         extra = np.where(alone, np.maximum(extra, 1), extra)
         micro = np.ceil(local / (extra + 1) - EPSILON)
         goodput = self._goodput(num_nodes, num_replicas, micro, extra)
-        goodput = np.where((micro >= limits.min_local) & (micro <= limits.max_local), goodput, 0.0)
+        fits = (micro >= limits.min_local) & (micro <= limits.max_local)
+        fits &= num_replicas * limits.min_local <= limits.largest
+        goodput = np.where(fits, goodput, 0.0)
         index = np.argmax(goodput, axis=0), np.arange(goodput.shape[1])
         return goodput[index], micro[index].astype(np.int64), extra[index].astype(np.int64)
 

@@ -120,7 +120,9 @@ def read_published(path: Path, config: str) -> dict[str, dict[str, float]]:
         if row["experiment"] == "results-jobload" and row["config"] == config:
             found.setdefault(row["workload"], {})[row["job"]] = float(row["jct_s"])
     if not found:
-        raise DataError(f"{path.name} has no results of {config!r}", hint=f"it has {', '.join(sorted(known))}")
+        raise DataError(
+            f"{path.name} has no results of {config!r}", hint=f"it has {', '.join(sorted(known))}"
+        )
     return dict(sorted(found.items()))
 
 
@@ -141,7 +143,8 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     missing = [c for c in columns if c not in table.column_names]
     if missing:
         raise DataError(
-            f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}", hint=SOURCE
+            f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}",
+            hint=SOURCE,
         )
     rows: list[dict[str, Any]] = table.select(list(columns)).to_pylist()
     return rows
@@ -162,7 +165,7 @@ def _profile(
     for batch, rows in by_batch.items():
         if len(rows) < constants.num_epochs:
             raise DataError(
-                f"{name!r} at batch {batch} has {len(rows)} epochs of measurements, not {constants.num_epochs}",
+                f"{name!r} at batch {batch} has {len(rows)} measured epochs, not {constants.num_epochs}",
                 hint=SOURCE,
             )
         ordered = sorted(rows, key=lambda r: float(r["progress"]))

@@ -16,7 +16,7 @@ import msgspec
 
 from tidecell.sim.training_job import Placement, Training, TrainingJob
 from tidecell.sim.training_profile import TrainingProfile
-from tidecell.structs.errors import InvariantError, SpecError, Mistake
+from tidecell.structs.errors import InvariantError, Mistake, SpecError
 
 # A simulation that takes longer than this has a job that never gets anywhere.
 LONGEST_S = 120 * 24 * 3600.0
@@ -175,7 +175,9 @@ def _reallocate(
         for node, count in placement:
             free[node] -= count
             if count < 1 or free[node] < 0:
-                raise InvariantError(f"policy {policy.name!r} gives {count} places of machine {node} to {name!r}")
+                raise InvariantError(
+                    f"policy {policy.name!r} gives {count} places of machine {node} to {name!r}"
+                )
     for training in active:
         placement = placements.get(training.job.name, ())
         if placement != training.placement:

@@ -1,7 +1,8 @@
-"""Published policies for trainings, to compare with: Tiresias and Optimus.
+"""Policies for trainings: the cell's own, and published ones to compare with.
 
-Both as the simulator of Pollux has them (petuum/adaptdl, branch osdi21-artifact), rules re-written:
-deterministic, so that their published completion times show how close our simulator is.
+Tiresias and Optimus follow the simulator of Pollux (petuum/adaptdl, branch osdi21-artifact), rules
+re-written: they are deterministic, so their published completion times show how close our simulator is.
+``PolluxLike`` maximises the published objective of Pollux, by greedy steps where it has a genetic search.
 """
 
 from __future__ import annotations
@@ -9,11 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from tidecell.capacity.elastic import (
+    ElasticTraining,
+    SharingRule,
+    SizeOption,
+    place_sizes,
+    share_gpus,
+    share_machines,
+)
 from tidecell.sim.training import ClusterShape
-from tidecell.sim.training_job import Placement, Training
+from tidecell.sim.training_job import RESTART_S, Placement, Training
 
 # GPU-seconds after which a job falls into the second queue.
 TIRESIAS_THRESHOLD_GPU_S = 16 * 3600.0
+# Added to each speed-up in Pollux's harmonic mean, so that a job without places does not make it infinite.
+SMALLEST_SPEEDUP = 1e-3
+# Where nobody knows what is left, old service says little of it: leaning on it did harm.
+BLIND_RULE = SharingRule(size_exponent=0.25, speed_exponent=0.5)
 
 
 class Tiresias:
@@ -97,9 +110,7 @@ class Optimus:
             for n, t in jobs.items()
             if t.placement and sum(c for _, c in t.placement) == sizes[n]
         }
-        wanted = [
-            (n, sizes[n]) for n in sorted(jobs, key=lambda n: sizes[n]) if sizes[n] and n not in kept
-        ]
+        wanted = [(n, sizes[n]) for n in sorted(jobs, key=lambda n: sizes[n]) if sizes[n] and n not in kept]
         return place_on_emptiest(kept, wanted, cluster)
 
     def _gain(
@@ -145,12 +156,102 @@ def place_on_emptiest(
             free[node] -= count
     result = dict(kept)
     for name, size in wanted:
-        placement = []
+        taken: list[tuple[int, int]] = []
         while size > 0:
             node = max(range(cluster.num_nodes), key=lambda n: (free[n], -n))
             count = min(size, free[node])
-            placement.append((node, count))
+            taken.append((node, count))
             free[node] -= count
             size -= count
-        result[name] = tuple(placement)
+        result[name] = tuple(taken)
     return result
+
+
+class Goodput:
+    """The cell's own policy (``tidecell.capacity.elastic``)."""
+
+    declared_batch = False
+
+    def __init__(self, *, knows_epochs: bool = True, rule: SharingRule | None = None) -> None:
+        """Choose what it may know.
+
+        Args:
+            knows_epochs: Trainings have said how many epochs they run, so that what is left is known.
+            rule: Constants.
+        """
+        self.name = "goodput" if knows_epochs else "goodput-blind"
+        self._knows_epochs = knows_epochs
+        self._rule = rule or (SharingRule() if knows_epochs else BLIND_RULE)
+
+    def allocate(
+        self, now_s: float, trainings: Sequence[Training], cluster: ClusterShape
+    ) -> Mapping[str, Placement]:
+        """Share the machines."""
+        machines = (cluster.gpus_per_node,) * cluster.num_nodes
+        return share_machines([self._seen(t, cluster) for t in trainings], machines, self._rule)
+
+    def _seen(self, training: Training, cluster: ClusterShape) -> ElasticTraining:
+        return as_elastic(training, cluster, knows_epochs=self._knows_epochs)
+
+
+def as_elastic(training: Training, cluster: ClusterShape, *, knows_epochs: bool) -> ElasticTraining:
+    """Return what a training's agent reports, and nothing that only the simulator knows."""
+    total = cluster.num_nodes * cluster.gpus_per_node
+    return ElasticTraining(
+        name=training.job.name,
+        curve=training.curve(cluster.gpus_per_node, total),
+        remaining_samples=training.remaining_samples() if knows_epochs else None,
+        attained_gpu_s=training.attained_gpu_s,
+        max_replicas=min(training.max_replicas, total),
+        largest_size_seen=training.largest_size_seen,
+        placement=training.placement,
+        restart_s=RESTART_S,
+    )
+
+
+class PolluxLike:
+    """Pollux's objective: the harmonic mean of speed-ups over a fair share, less what restarts cost.
+
+    Differs from the published policy in the search only: greedy from nothing, where it has a genetic
+    algorithm over placements. Sizes may double from one decision to the next, as there.
+    """
+
+    name = "pollux-like"
+    declared_batch = False
+
+    def allocate(
+        self, now_s: float, trainings: Sequence[Training], cluster: ClusterShape
+    ) -> Mapping[str, Placement]:
+        """Share the machines."""
+        total = cluster.num_nodes * cluster.gpus_per_node
+        elastic = [as_elastic(t, cluster, knows_epochs=False) for t in trainings]
+        fair = -(-total // len(trainings))
+        options = [self._options(t, e, now_s, fair, cluster) for t, e in zip(trainings, elastic, strict=True)]
+        machines = (cluster.gpus_per_node,) * cluster.num_nodes
+        return place_sizes(elastic, share_gpus(options, total), machines)
+
+    def _options(
+        self,
+        training: Training,
+        elastic: ElasticTraining,
+        now_s: float,
+        fair: int,
+        cluster: ClusterShape,
+    ) -> list[SizeOption]:
+        """Return the worth of each size: less the reciprocal of the speed-up, as in a harmonic mean."""
+        age_s = now_s - training.job.submitted_s
+        factor = max(age_s - max(training.restarts, 0) * RESTART_S, 0.0) / (age_s + RESTART_S)
+        most = min(elastic.max_replicas, max(1, 2 * elastic.largest_size_seen))
+        per_node, curve = cluster.gpus_per_node, elastic.curve
+        base = float(fair)
+        if curve is not None:
+            size = min(fair, elastic.max_replicas)
+            base = curve.at(1 if size <= per_node else 2, size)
+        options = [SizeOption(0, -1.0 / SMALLEST_SPEEDUP)]
+        for size in range(1, most + 1):
+            speed = float(size) if curve is None else curve.at(1 if size <= per_node else 2, size)
+            speedup = speed / base / per_node if base > 0 else 0.0
+            if size != elastic.size:
+                speedup *= factor
+            options.append(SizeOption(size, -1.0 / (speedup + SMALLEST_SPEEDUP)))
+        return options
