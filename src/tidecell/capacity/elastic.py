@@ -32,6 +32,8 @@ Placement = tuple[tuple[int, int], ...]
 # Nothing restarts more cheaply than this share of its value, however soon it ends.
 LEAST_AFTER_RESTART = 0.05
 LEAST_REMAINING_S = 30.0
+# Speeds below this count as none.
+LEAST_SPEED = 1e-9
 
 
 class ElasticTraining(msgspec.Struct, frozen=True):
@@ -180,8 +182,8 @@ def _unit_and_remaining(training: ElasticTraining, rule: SharingRule) -> tuple[f
     if curve is None:
         return 1.0, rule.unknown_remaining_s
     unit = curve.at(1, 1)
-    if unit <= 0:  # it does not fit on one: a GPU's share of the first size that works
-        first = next((n for n, v in enumerate(curve.across) if v > 0), 0)
+    if unit < LEAST_SPEED:  # it does not fit on one: a GPU's share of the first size that works
+        first = next((n for n, v in enumerate(curve.across) if v >= LEAST_SPEED), 0)
         unit = curve.across[first] / first if first else 1.0
     if training.remaining_samples is None:
         return unit, max(training.attained_gpu_s, rule.unknown_remaining_s)
