@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tidecell.structs.machine import MachineSpec
 
 MAX_WEIGHT = 100
+QUANTITIES = frozenset({"cpu", "memory", "gpus", "gpu_memory"})  # what machines say of themselves in numbers
+ALIASES = {"gpu.memory": "gpu_memory", "gpu.type": "gpu"}
 
 _KEY = r"[A-Za-z_][A-Za-z0-9_.-]*"
 _CONDITION = re.compile(rf"\s*({_KEY})\s*(not\s+in\b|in\b|!=|!~|>=|<=|==|=|>|<|~)\s*(.*?)\s*", re.DOTALL)
@@ -80,7 +82,8 @@ class Condition(msgspec.Struct, frozen=True, omit_defaults=True):
         if op in _COMPARE:
             have, want = quantity(value), quantity(self.values[0])
             return have is not None and want is not None and _COMPARE[op](have, want)
-        return any(value == wanted or _same_quantity(value, wanted) for wanted in self.values)
+        sizes = self.key in QUANTITIES  # elsewhere ``1`` and ``1b`` are two names
+        return any(value == wanted or (sizes and _same_quantity(value, wanted)) for wanted in self.values)
 
 
 class Preference(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -126,7 +129,7 @@ def parse_condition(text: str) -> Condition:
             raise ValueError(f"'{value}' is no value" if value else "a value is missing")
     if op in _COMPARE and quantity(values[0]) is None:
         raise ValueError(f"'{values[0]}' is no number or size, and '{op.value}' compares those")
-    return Condition(key, op, values)
+    return Condition(ALIASES.get(key, key), op, values)
 
 
 def is_key(text: str) -> bool:
