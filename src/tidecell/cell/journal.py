@@ -338,4 +338,14 @@ class Journal:
             yield Record(seq, at_s, _decoder.decode(upgrade(body)))
 
 
-__all__ = ["FORMAT", "SNAPSHOT_EVERY", "Journal", "Record", "Repair"]
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a journal that somebody else writes, oldest first; check and change nothing.
+
+    For another thread or process than the one that owns the journal.
+    """
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        for seq, at_s, body in db.execute("SELECT seq, at_s, body FROM events ORDER BY seq"):
+            yield Record(seq, at_s, _decoder.decode(upgrade(body)))
+
+
+__all__ = ["FORMAT", "SNAPSHOT_EVERY", "Journal", "Record", "Repair", "read_records"]

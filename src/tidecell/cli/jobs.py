@@ -28,7 +28,7 @@ from tidecell.cli.show import (
 from tidecell.client.client import Client
 from tidecell.client.schema import parse_priority, parse_replicas
 from tidecell.client.units import parse_duration
-from tidecell.client.views import CellStatus, EventView, JobStatus
+from tidecell.client.views import CellStatus, JobStatus
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.resources import format_bytes, format_cpu
 
@@ -253,34 +253,6 @@ def logs(name: str, follow: bool, since: str, tail: int | None, replica: int | N
 
 def _prefixed(text: str, index: int) -> str:
     return "".join(f"[{index}] {part}" for part in text.splitlines(keepends=True))
-
-
-@click.command()
-@click.argument("name", required=False)
-@click.option("--since", default="", help="Only of the last, for example 10m.")
-@click.option("-n", "--limit", default=50, show_default=True, help="At most so many, the newest.")
-@click.option("-f", "--follow", is_flag=True, help="Keep showing what happens.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def events(name: str | None, since: str, limit: int, follow: bool, as_json: bool) -> None:
-    """Show what happened, from the journal."""
-    since_s = _value(parse_duration, since, "--since") if since else None
-    with Client.from_home() as client:
-        found = client.events(name or "", limit=limit, since_s=since_s)
-        if as_json:
-            print_json(found)
-            return
-        for event in found:
-            _print_event(event)
-        last = found[-1].seq if found else 0
-        while follow:
-            time.sleep(0.5)
-            for event in client.events(name or "", after=last):
-                _print_event(event)
-                last = event.seq
-
-
-def _print_event(event: EventView) -> None:
-    click.echo(f"{clock(event.at_s)}  {event.seq:>6}  {event.job or 'cell':<20}  {event.text}")
 
 
 @click.command()

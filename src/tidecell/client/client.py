@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
+from tidecell.client.account_views import UsageView
 from tidecell.client.home import Home
 from tidecell.client.quota_views import Change, QuotaStatus
 from tidecell.client.views import (
@@ -135,10 +136,10 @@ class Client:
             "tide up starts it again; tasks and the router go on meanwhile",
         )
 
-    def _get(self, path: str, kind: type[T], **query: Any) -> T:
+    def _get(self, path: str, kind: type[T], /, **query: Any) -> T:
         return msgspec.json.decode(self._call("GET", path, **query), type=kind)
 
-    def _list(self, path: str, kind: type[T], **query: Any) -> list[T]:
+    def _list(self, path: str, kind: type[T], /, **query: Any) -> list[T]:
         raw = self._call("GET", path, **query)
         return msgspec.json.decode(raw, type=dict[str, list[kind]])["items"]  # type: ignore[valid-type]
 
@@ -158,10 +159,31 @@ class Client:
         return self._list("/v1/machines", MachineStatus)
 
     def events(
-        self, job: str = "", after: int | None = None, limit: int = 100, since_s: float | None = None
+        self,
+        job: str = "",
+        after: int | None = None,
+        limit: int = 100,
+        since_s: float | None = None,
+        kind: str = "",
+        team: str = "",
+        from_s: float | None = None,
+        until_s: float | None = None,
     ) -> list[EventView]:
-        """Return the newest events, or with ``after`` the oldest that follow that number."""
-        return self._list("/v1/events", EventView, job=job or None, after=after, limit=limit, since=since_s)
+        """Return the newest events that match, or with ``after`` the oldest that follow that number.
+
+        Args:
+            job: Only of this job.
+            after: A number of an event.
+            limit: At most so many.
+            since_s: Only of the last so many seconds.
+            kind: Only of this type, for example ``TaskNoticed``.
+            team: Only of jobs of this team.
+            from_s: Only from this moment on.
+            until_s: Only before this moment.
+        """
+        query: dict[str, Any] = {"job": job or None, "kind": kind or None, "team": team or None}
+        query |= {"after": after, "limit": limit, "since": since_s, "until": until_s, "from": from_s}
+        return self._list("/v1/events", EventView, **query)
 
     def series(self, since_s: float = 600.0, points: int = 600) -> list[Sample]:
         """Return samples of the last ``since_s`` seconds, thinned to ``points``."""
@@ -181,6 +203,13 @@ class Client:
         """Set teams, quotas and prices; None takes them away. Returns what that changed."""
         raw = self._call("PUT", "/v1/quota/policy", policy if policy is not None else msgspec.Raw(b"null"))
         return msgspec.json.decode(raw, type=Change)
+
+    def usage(
+        self, by: str = "team", since_s: float = 0.0, until_s: float | None = None, every_s: float = 0.0
+    ) -> UsageView:
+        """Return who held how much from one moment to another; ``by`` is of team, band, job, user."""
+        query = {"by": by, "since": repr(since_s), "every": every_s or None}
+        return self._get("/v1/usage", UsageView, until=None if until_s is None else repr(until_s), **query)
 
     # --------------------------------------------------------------------------------- jobs
 

@@ -20,18 +20,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tidecell import __version__
-from tidecell.cell.describe import describe_event
-from tidecell.cell.journal import Record
 from tidecell.cell.rollout import rollout_text
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import Job
 from tidecell.cell.versions import restart_fields
-from tidecell.client.quota_views import Change as PolicyChange
-from tidecell.client.quota_views import QuotaStatus
 from tidecell.client.schema import parse_specs, spec_diff
 from tidecell.client.views import (
     CellStatus,
-    EventView,
     JobStatus,
     MachineStatus,
     PlanView,
@@ -41,12 +36,13 @@ from tidecell.client.views import (
 )
 from tidecell.scheduler.explain import explain_plan, explain_why
 from tidecell.server.access import AccessGate
+from tidecell.server.accounts import OPERATIONS as ACCOUNT_OPERATIONS
+from tidecell.server.accounts import AccountsApi
 from tidecell.server.control import ControlPlane
 from tidecell.server.lifecycle_api import OPERATIONS as LIFECYCLE_OPERATIONS
 from tidecell.server.lifecycle_api import LifecycleApi, continued, who
 from tidecell.server.logs import LogChunk, LogReader
 from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_document
-from tidecell.server.quota import describe_change, quota_status
 from tidecell.server.snapshot import OPERATIONS as SNAPSHOT_OPERATIONS
 from tidecell.server.snapshot import SnapshotApi
 from tidecell.server.users import OPERATIONS as USER_OPERATIONS
@@ -63,19 +59,11 @@ from tidecell.structs.errors import (
     TidecellError,
 )
 from tidecell.structs.job import JobSpec, Priority, Replicas
-from tidecell.structs.messages import (
-    JobChanged,
-    JobHoldRequested,
-    JobStopRequested,
-    JobSubmitted,
-    PolicyProposed,
-)
-from tidecell.structs.tenant import Policy
+from tidecell.structs.messages import JobChanged, JobHoldRequested, JobStopRequested, JobSubmitted
 from tidecell.web.app import routes as console_routes
 
 MAX_BODY_BYTES = 4 << 20
 MAX_WAIT_S = 60.0
-MAX_EVENTS = 10_000
 
 _encode = msgspec.json.Encoder().encode
 T = TypeVar("T")
@@ -196,36 +184,6 @@ class Api:
         since_s = now_s - self._number(request, "since", 600.0)
         points = int(self._number(request, "points", 600))
         return _items(self._control.measurements.series(since_s, now_s, max(2, min(points, 5000))))
-
-    async def events(self, request: Request) -> Response:
-        limit = int(min(self._number(request, "limit", 100), MAX_EVENTS))
-        after = int(self._number(request, "after", -1))
-        since_s = self._number(request, "since", 0.0)
-        name = request.query_params.get("job", "")
-        return _items(self._find_events(name, after, limit, time.time() - since_s if since_s else 0.0))
-
-    def _find_events(self, name: str, after: int, limit: int, since_s: float) -> list[EventView]:
-        """Return the newest ``limit`` events, or the oldest after a number, oldest first."""
-        if after >= 0:
-            found = (self._event_view(r) for r in self._control.journal.records(after=after))
-            matching = (v for v in found if _matches(v, name, since_s))
-            return [v for v, _ in zip(matching, range(limit), strict=False)]
-        views: list[EventView] = []
-        end = self._control.journal.last_seq
-        while end > 0 and len(views) < limit:
-            start = max(0, end - 1000)
-            block = [self._event_view(r) for r in self._control.journal.records(start, end - start)]
-            views = [v for v in block if _matches(v, name, since_s)] + views
-            if since_s and block and block[0].at_s < since_s:
-                break
-            end = start
-        return views[-limit:]
-
-    @staticmethod
-    def _event_view(record: Record) -> EventView:
-        uid, text = describe_event(record.event)
-        body = msgspec.to_builtins(record.event)
-        return EventView(record.seq, record.at_s, type(record.event).__name__, uid, text, body)
 
     # ------------------------------------------------------------------------------ the jobs
 
@@ -351,28 +309,6 @@ class Api:
         async for chunk in reader.follow(done, lambda: self._control.changed):
             yield _log_line(chunk) if as_json else chunk.text.encode()
 
-    # ------------------------------------------------------------------------------- quota
-
-    async def quota(self, request: Request) -> Response:
-        """What teams may use and use; a team that is not known is an error."""
-        team = request.query_params.get("team", "")
-        policy = self._control.state.policy
-        if team and (policy is None or policy.team(team) is None):
-            names = ", ".join(t.name for t in policy.teams) if policy is not None else ""
-            raise NotFoundError(
-                f"no team named '{team}'", f"teams are {names}" if names else "no quota is set"
-            )
-        return _items(quota_status(self._control.state, time.time(), team))
-
-    async def policy(self, request: Request) -> Response:
-        return _json(self._control.state.policy)
-
-    async def set_policy(self, request: Request) -> Response:
-        policy = await self._body(request, Policy | None)  # type: ignore[arg-type]
-        before = self._control.state.policy
-        await self._control.ask(PolicyProposed(policy))
-        return _json(PolicyChange(describe_change(before, self._control.state.policy)))
-
     # ---------------------------------------------------------------------------- the others
 
     async def health(self, request: Request) -> Response:
@@ -386,8 +322,8 @@ class Api:
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
-        every = (*OPERATIONS, *LIFECYCLE_OPERATIONS, *SNAPSHOT_OPERATIONS, *USER_OPERATIONS)
-        return _json(openapi_document(every))
+        every = (*OPERATIONS, *ACCOUNT_OPERATIONS, *LIFECYCLE_OPERATIONS, *SNAPSHOT_OPERATIONS)
+        return _json(openapi_document((*every, *USER_OPERATIONS)))
 
 
 def _change_text(job: Job, spec: JobSpec) -> str:
@@ -404,11 +340,6 @@ def _log_line(chunk: LogChunk) -> bytes:
     return _encode(chunk) + b"\n"
 
 
-def _matches(view: EventView, name: str, since_s: float) -> bool:
-    mine = not name or view.job == name or view.job.rpartition(".")[0] == name
-    return mine and view.at_s >= since_s
-
-
 def _reached(job: Job, until: str) -> bool:
     if not job.live:
         return True
@@ -418,12 +349,6 @@ def _reached(job: Job, until: str) -> bool:
     return until == "started" and job.started_s > 0
 
 
-_EVENT_QUERY = (
-    ("job", "string", "only of this job"),
-    ("after", "integer", "only with a higher number, oldest first"),
-    ("limit", "integer", "at most so many; the newest unless `after` is given"),
-    ("since", "number", "only of the last so many seconds"),
-)
 _LOG_QUERY = (
     ("follow", "boolean", "go on until the job is over"),
     ("tail", "integer", "begin with the last so many lines"),
@@ -479,25 +404,6 @@ OPERATIONS = (
     ),
     Operation(
         "GET",
-        "/v1/quota",
-        "What teams may use, use, borrow and wait for",
-        QuotaStatus,
-        many=True,
-        parameters=(("team", "string", "only of this team"),),
-    ),
-    Operation("GET", "/v1/quota/policy", "Teams, quotas and prices as they were set, or null", Policy | None),
-    Operation(
-        "PUT",
-        "/v1/quota/policy",
-        "Set teams, quotas and prices; null takes them away",
-        PolicyChange,
-        body=Policy | None,
-    ),
-    Operation(
-        "GET", "/v1/events", "Journaled events in words", EventView, many=True, parameters=_EVENT_QUERY
-    ),
-    Operation(
-        "GET",
         "/v1/series",
         "Samples of the cell, one a second: the tide chart",
         Sample,
@@ -529,7 +435,7 @@ def _guarded(handler: Handler) -> Handler:
 def make_app(control: ControlPlane) -> ASGIApp:
     """Return the API and the console as one application behind the gate."""
     api, users = Api(control), UsersApi(control.access, control.serving.follow)
-    lifecycle = LifecycleApi(control, api.status)
+    lifecycle, accounts = LifecycleApi(control, api.status), AccountsApi(control)
     handlers: dict[tuple[str, str], Handler] = {
         ("GET", "/v1/cell"): api.cell,
         ("GET", "/v1/machines"): api.machines,
@@ -551,10 +457,11 @@ def make_app(control: ControlPlane) -> ASGIApp:
         ("GET", "/v1/jobs/{name}/why"): api.why,
         ("GET", "/v1/jobs/{name}/logs"): api.logs,
         ("GET", "/v1/jobs/{name}/reports"): api.reports,
-        ("GET", "/v1/quota"): api.quota,
-        ("GET", "/v1/quota/policy"): api.policy,
-        ("PUT", "/v1/quota/policy"): api.set_policy,
-        ("GET", "/v1/events"): api.events,
+        ("GET", "/v1/quota"): accounts.quota,
+        ("GET", "/v1/quota/policy"): accounts.policy,
+        ("PUT", "/v1/quota/policy"): accounts.set_policy,
+        ("GET", "/v1/usage"): accounts.usage,
+        ("GET", "/v1/events"): accounts.events,
         ("GET", "/v1/series"): api.series,
         ("GET", "/v1/metrics"): api.metrics,
         ("GET", "/v1/users"): users.list,
