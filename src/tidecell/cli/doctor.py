@@ -69,6 +69,19 @@ def _home(home: Home) -> Iterator[Finding]:
         yield Finding("journal tails", True, f"moved aside earlier: {', '.join(sorted(aside))}")
 
 
+def _hook(home: Home) -> Iterator[Finding]:
+    from tidecell.server.admission import look_at_hook
+
+    found = look_at_hook(home.path)
+    if found is not None:
+        text = (
+            f"{found.path.name}: {found.error}"
+            if found.error
+            else f"{found.path.name} is asked about every job"
+        )
+        yield Finding("admission", not found.error, text, "until it is mended, no job is admitted")
+
+
 def _journal(path: Path) -> Finding:
     """Ask SQLite alone: opening it as a journal would repair what is damaged."""
     if not path.exists():
@@ -103,7 +116,7 @@ def _cell(home: Home) -> Iterator[Finding]:
 def doctor(as_json: bool) -> None:
     """Check this machine and the cell."""
     home = Home()
-    findings = [*_machine(), *_home(home), *_cell(home)]
+    findings = [*_machine(), *_home(home), *_hook(home), *_cell(home)]
     if as_json:
         print_json(findings)
     else:

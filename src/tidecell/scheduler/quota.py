@@ -11,10 +11,11 @@ weights, over what the cohort owns, or else the cell has.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from tidecell.scheduler.accounts import Account, describe_have
 from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
 from tidecell.structs.job import Band, JobSpec, Preemption
 from tidecell.structs.resources import Resources
@@ -22,13 +23,11 @@ from tidecell.structs.tenant import (
     UNLIMITED,
     Amounts,
     Policy,
-    Quota,
     Team,
     can_borrow,
     charge,
     describe_amount,
     is_fixed,
-    limit,
     team_of,
 )
 
@@ -38,54 +37,6 @@ _NONE: Amounts = {}
 _NOTHING = Resources()
 
 
-@dataclass
-class Account:
-    """What one team has and uses at one band.
-
-    Attributes:
-        quota: None: it has none, or it is not valid now.
-        staying: Held by tasks that stay.
-        leaving: Held by tasks that were told to leave.
-        claimed: Held back for tasks whose victims are leaving.
-        fixed: The part of ``staying`` that can never be taken back.
-        held: Kept for a job of the team that waits for quota; others of the team may not use it.
-    """
-
-    team: str
-    band: Band
-    quota: Quota | None
-    ended: Quota | None = None
-    cohort: str = ""
-    weight: float = 1.0
-    staying: Amounts = field(default_factory=dict)
-    leaving: Amounts = field(default_factory=dict)
-    claimed: Amounts = field(default_factory=dict)
-    fixed: Amounts = field(default_factory=dict)
-    held: Amounts = field(default_factory=dict)
-
-    def own(self, component: str) -> int:
-        """Return the team's own quota of a component."""
-        return limit(self.quota.amounts, component) if self.quota is not None else 0
-
-    def most(self, component: str) -> int:
-        """Return what it may use with all that it may borrow."""
-        own = self.own(component)
-        if not self.cohort or not can_borrow(self.band) or own >= UNLIMITED:
-            return own
-        extra = limit(self.quota.borrow, component) if self.quota is not None else UNLIMITED
-        return min(UNLIMITED, own + extra)
-
-    def kept(self, component: str) -> int:
-        """Return the part of its own quota that it never lends."""
-        lent = limit(self.quota.lend, component) if self.quota is not None else 0
-        return max(0, self.own(component) - lent)
-
-    def used(self, component: str, future: bool = False) -> int:
-        """Return what counts as used: ``future``, once all that leaves has left."""
-        now = 0 if future else self.leaving.get(component, 0)
-        return now + self.staying.get(component, 0) + self.claimed.get(component, 0)
-
-
 @dataclass(frozen=True)
 class Block:
     """Why quota does not let a unit start.
@@ -93,14 +44,18 @@ class Block:
     Attributes:
         component: What is short.
         kind: ``none`` (no quota now), ``own``, ``fixed`` (must not borrow), ``cohort`` (lent), ``held``.
-        text: In words.
         others: Whether it might start if others of the cohort gave back what they borrowed.
     """
 
     component: str
     kind: str
-    text: str
-    others: bool = False
+    others: bool
+    _words: Callable[[], str]
+
+    @property
+    def text(self) -> str:
+        """In words; put together only where somebody reads them, and before the gate changes."""
+        return self._words()
 
 
 class _Unit(Protocol):
@@ -129,6 +84,9 @@ class Gate:
         self._capacity = charge(capacity, "", ("cpu", "memory", "gpu"))
         self._accounts: dict[Key, Account] = {}
         self._claims: dict[tuple[str, int], tuple[Key, Amounts]] = {}
+        self._mates: dict[Key, list[Account]] = {}
+        self._pools: dict[tuple[Key, str], int] = {}
+        self._drawn_now: dict[tuple[str, Band], Amounts] = {}  # by cohort; dropped when anything changes
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Gate | None:
@@ -290,14 +248,29 @@ class Gate:
 
     def mates(self, account: Account) -> list[Account]:
         """Return the accounts at this band of all teams that lend to each other, this one among them."""
-        names = self._members.get(account.cohort, [account.team]) if account.cohort else [account.team]
-        return [self._account((name, account.band)) for name in names]
+        key = (account.team, account.band)
+        known = self._mates.get(key)
+        if known is None:
+            names = self._members.get(account.cohort, [account.team]) if account.cohort else [account.team]
+            known = self._mates[key] = [self._account((name, account.band)) for name in names]
+        return known
 
     def _pool(self, account: Account, component: str) -> int:
-        return min(UNLIMITED, sum(m.own(component) - m.kept(component) for m in self.mates(account)))
+        key = ((account.cohort or account.team, account.band), component)
+        known = self._pools.get(key)
+        if known is None:
+            lent = sum(m.own(component) - m.kept(component) for m in self.mates(account))
+            known = self._pools[key] = min(UNLIMITED, lent)
+        return known
 
     def _drawn(self, account: Account, component: str, future: bool, freed: Freed, amount: int) -> int:
         """Return what would be drawn from the pool if ``account`` used so much more."""
+        if not future and not freed:  # the common question; only this account's own part has to be added up
+            totals = self._drawn_now.setdefault((account.cohort or account.team, account.band), {})
+            if component not in totals:
+                totals[component] = sum(m.draws(component) for m in self.mates(account))
+            more = amount + account.held.get(component, 0)
+            return totals[component] - account.draws(component) + account.draws(component, more)
         drawn = 0
         for mate in self.mates(account):
             used = mate.used(component, future) - freed.get((mate.team, mate.band), _NONE).get(component, 0)
@@ -340,6 +313,13 @@ class Gate:
             for task in tasks:
                 _add(entry, self._charge(job.spec, task.index, task.resources))
 
+    def could_be_given_back(self, job: JobView, indices: Sequence[int]) -> bool:
+        """Return whether others give back: some leave already, or the unit may take its own back."""
+        account = self.account(job.spec)
+        if any(any(m.leaving.values()) for m in self.mates(account)):
+            return True
+        return not self.has_patience_left(job) and self.is_entitled(job, indices)
+
     def has_patience_left(self, job: JobView) -> bool:
         """Return whether a job has not yet waited long enough for what is its own to be kept for it."""
         return self.now_s < job.submitted_s + self.policy.patience_s
@@ -352,6 +332,7 @@ class Gate:
         if job.spec.priority.band is Band.BEST_EFFORT:
             return
         account, amounts = self.account(job.spec), self._charge(job.spec, index, resources)
+        self._drawn_now.clear()
         _add(account.staying, amounts)
         if is_fixed(job.spec, above_min=growth):
             _add(account.fixed, amounts)
@@ -369,6 +350,7 @@ class Gate:
         self.drop_claim(job.uid, index)
         if job.spec.priority.band is not Band.BEST_EFFORT:
             account, amounts = self.account(job.spec), self._charge(job.spec, index, resources)
+            self._drawn_now.clear()
             _add(account.claimed, amounts)
             self._claims[job.uid, index] = ((account.team, account.band), amounts)
 
@@ -376,6 +358,7 @@ class Gate:
         """Forget what was held back for a task."""
         key, amounts = self._claims.pop((uid, index), (None, _NONE))
         if key is not None:
+            self._drawn_now.clear()
             _add(self._accounts[key].claimed, amounts, -1)
 
     def hold(self, job: JobView, indices: Sequence[int]) -> None:
@@ -432,48 +415,12 @@ class Gate:
             yield teams[name][at]
             push(name, at + 1)
 
-    # ----------------------------------------------------------------------------------------- words
-
     def _block(self, account: Account, component: str, amount: int, used: int, kind: str) -> Block:
-        text = f"needs {describe_amount(component, amount)}; {self._have(account, component, used, kind)}"
-        return Block(component, kind, text, others=kind == "cohort")
+        def words() -> str:
+            have = describe_have(account, self.mates(account), component, used, kind, self.now_s)
+            return f"needs {describe_amount(component, amount)}; {have}"
 
-    def _have(self, account: Account, component: str, used: int, kind: str) -> str:
-        name, band = account.team, account.band.word
-        own = describe_amount(component, account.own(component))
-        if kind == "none" and account.quota is None:
-            return f"team '{name}' has no quota at {band}{_when(account.ended, self.now_s)}"
-        if kind == "none":
-            return f"team '{name}' has {own} at {band}"
-        text = f"team '{name}' uses {describe_amount(component, used)} of its {own} at {band}"
-        if kind == "fixed":
-            return f"{text}, and what cannot be taken back may not be borrowed"
-        if kind == "held":
-            return f"{text}; the rest is kept for a job of the team that goes first"
-        if kind == "own":
-            most = account.most(component)
-            return (
-                text
-                if most == account.own(component)
-                else f"{text}, {describe_amount(component, most)} with all it may borrow"
-            )
-        return f"{text}; {self._lent(account, component)}"
-
-    def _lent(self, account: Account, component: str) -> str:
-        """Name who borrows what the cohort lends."""
-        rows = []
-        for mate in self.mates(account):
-            over = mate.used(component) - mate.own(component)
-            if mate is not account and over > 0:
-                rows.append(f"{mate.team} borrows {describe_amount(component, over)}")
-        rest = f"cohort '{account.cohort}' has no more to lend"
-        return f"{rest} ({', '.join(rows)})" if rows else rest
-
-
-def _when(quota: Quota | None, now_s: float) -> str:
-    if quota is None:
-        return ""
-    return " any more: it has ended" if quota.is_over(now_s) else " yet: it has not begun"
+        return Block(component, kind, kind == "cohort", words)
 
 
 def _components(policy: Policy) -> tuple[str, ...]:

@@ -139,10 +139,12 @@ def _standing(unit: Unit) -> tuple[object, ...]:
 def _wait_for_quota(run: _Pass, unit: Unit, block: Block, shape: tuple[object, ...]) -> None:
     """Take back what others borrowed of this unit's own, or else let it wait."""
     run.without_gang.update([] if unit.growth else [unit.job.uid])
-    if unit.demanded and (block.others or _has_claim(run, unit)) and _preempt(run, unit):
+    text, gate = block.text, run.gate
+    given = block.others and gate is not None and gate.could_be_given_back(unit.job, unit.indices)
+    if unit.demanded and (given or _has_claim(run, unit)) and _preempt(run, unit):
         return
-    _wait(run, unit, Reason.WAITING_FOR_QUOTA, detail=block.text)
-    run.failed_shapes[shape] = Waiting((Reason.WAITING_FOR_QUOTA,), block.text)
+    _wait(run, unit, Reason.WAITING_FOR_QUOTA, detail=text)
+    run.failed_shapes[shape] = Waiting((Reason.WAITING_FOR_QUOTA,), text)
     if unit.demanded and run.gate is not None:
         run.gate.hold(unit.job, unit.indices)
 

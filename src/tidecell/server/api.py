@@ -196,6 +196,7 @@ class Api:
 
     async def submit(self, request: Request) -> Response:
         spec = owned_by_asker(await self._body(request, JobSpec), asker(request))
+        spec = await self._control.admission.admit(spec, self._control.state)
         await self._control.ask(JobSubmitted(spec, who(request)))
         job = self._control.find(spec.name)
         if job is None:

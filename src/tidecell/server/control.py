@@ -21,6 +21,7 @@ from tidecell.client.views import Sample
 from tidecell.engines.local import LocalEngine, Replaced
 from tidecell.engines.wire import Reported, Used
 from tidecell.server.access import AccessBook
+from tidecell.server.admission import Admission
 from tidecell.server.measure import Measurements
 from tidecell.server.probes import Prober
 from tidecell.server.serving import Serving
@@ -55,6 +56,7 @@ class ControlPlane:
         self.engine = LocalEngine(home.socket_path("agent"), self.state.epoch, self.say, self._measured)
         self.prober = Prober(lambda: self.state, self.say)
         self.access = AccessBook(home)
+        self.admission = Admission(home.path)
         self.serving = Serving(home.socket_path("router"), self._token_hashes, lambda: self.state, self.say)
         self.changed = asyncio.Event()
         self.sample_ready: list[Callable[[Sample], None]] = []
