@@ -14,6 +14,7 @@ from tidecell.client.home import Config, Home
 from tidecell.client.units import parse_cpu, parse_size
 from tidecell.client.views import MachineStatus
 from tidecell.structs.errors import TidecellError
+from tidecell.structs.placement import is_key
 from tidecell.structs.resources import format_bytes, format_cpu
 
 
@@ -24,10 +25,21 @@ from tidecell.structs.resources import format_bytes, format_cpu
 @click.option("--machine", default="", help="Name of this machine (default: its host name).")
 @click.option("--cpu", default="", help="Cores to offer (default: all).")
 @click.option("--memory", default="", help="Memory to offer, for example 8GB (default: all).")
+@click.option("--attr", "attrs", multiple=True, help="KEY=VALUE: say of this machine, for example rack=r1.")
+@click.option("--holds", multiple=True, help="Name of a dataset or package that is on this machine.")
 @click.option("--debug", is_flag=True, help="Check all invariants after every step.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def up(
-    host: str, port: int, router_port: int, machine: str, cpu: str, memory: str, debug: bool, as_json: bool
+    host: str,
+    port: int,
+    router_port: int,
+    machine: str,
+    cpu: str,
+    memory: str,
+    attrs: tuple[str, ...],
+    holds: tuple[str, ...],
+    debug: bool,
+    as_json: bool,
 ) -> None:
     """Start the cell on this machine; what runs already is left alone."""
     home = Home()
@@ -40,6 +52,8 @@ def up(
         cpu_millis=_parsed(parse_cpu, cpu, "--cpu"),
         memory_bytes=_parsed(parse_size, memory, "--memory"),
         debug=debug,
+        attributes=_attributes(attrs),
+        holds=holds,
     )
     if host not in ("127.0.0.1", "localhost", "::1"):
         err.print(f"note: listening on {host}: whoever has the token can run commands as you", style="yellow")
@@ -64,6 +78,20 @@ def up(
     if cell.repair:
         err.print(f"note: the journal was repaired: {cell.repair}", style="yellow")
     out.print("next: tide run -- echo hello     tide ps     tide down")
+
+
+def _attributes(texts: tuple[str, ...]) -> dict[str, str]:
+    """Read KEY=VALUE pairs."""
+    found = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not is_key(key) or not value or any(c in value for c in "(),\n"):
+            raise TidecellError(
+                f"--attr {text}: is no KEY=VALUE",
+                "write for example --attr rack=r1; no commas or parentheses",
+            )
+        found[key] = value
+    return found
 
 
 def _parsed(parse: Callable[[str], int], text: str, flag: str) -> int:
@@ -105,6 +133,8 @@ def machines(as_json: bool) -> None:
         "GPUS",
         "TASKS",
         "ISOLATION",
+        "SHARING",
+        "ATTRIBUTES",
     )
     print_table(
         columns,
@@ -119,10 +149,19 @@ def machines(as_json: bool) -> None:
                 f"{format_cpu(m.reserved.gpu_millis)} of {format_cpu(m.capacity.gpu_millis)}",
                 str(m.num_tasks),
                 m.isolation,
+                m.sharing or "-",
+                _said(m),
             )
             for m in rows
         ],
     )
+
+
+def _said(machine: MachineStatus) -> str:
+    """Return attributes and what is held, without what each machine says anyway."""
+    usual = ("os", "arch", "cpu_model")
+    parts = [f"{key}={value}" for key, value in machine.attributes.items() if key not in usual]
+    return " ".join([*parts, *(f"holds:{name}" for name in machine.holds)])
 
 
 def _machine_state(machine: MachineStatus) -> str:

@@ -39,6 +39,8 @@ def _machine() -> Iterator[Finding]:
     yield Finding("python", sys.version_info >= (3, 11), version, "Python 3.11 or newer is needed")
     machine = discover_machine()
     yield Finding("machine", True, machine.capacity.describe())
+    if machine.accelerators:
+        yield Finding("gpu sharing", True, machine.sharing)
     level = isolation.detect("doctor")
     if level.tree is not None:
         isolation.remove_group(level.tree)

@@ -37,6 +37,8 @@ class Config(msgspec.Struct, omit_defaults=True):
     Attributes:
         cpu_millis: Capacity to offer, 0: what the machine has.
         memory_bytes: Likewise.
+        attributes: What the machine says of itself besides what its agent finds out, for example its rack.
+        holds: Datasets and packages that are on it.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +48,8 @@ class Config(msgspec.Struct, omit_defaults=True):
     cpu_millis: int = 0
     memory_bytes: int = 0
     debug: bool = False
+    attributes: dict[str, str] = {}
+    holds: tuple[str, ...] = ()
 
 
 class Home:

@@ -216,6 +216,8 @@ class MachineStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     attributes: dict[str, str] = {}
     drain: DrainStatus | None = None
     held_until_s: float = 0.0
+    sharing: str = ""
+    holds: tuple[str, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -37,6 +37,7 @@ from tidecell.engines.groups import Group
 from tidecell.engines.ledger import Ledger, Running
 from tidecell.engines.links import Link, Switchboard
 from tidecell.engines.services import Supervisor
+from tidecell.engines.sharing import device_env, mps_directory
 from tidecell.structs.job import Band, Cause
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import StartTask, StopTask, TaskDown, TaskRef, TaskUp
@@ -239,7 +240,6 @@ class Agent:
 
     def _task_env(self, command: StartTask, port: int) -> dict[str, str]:
         spec, ref = command.spec, command.ref
-        gpus = ",".join(str(i) for i in command.accelerators)
         own = {
             "TIDECELL_JOB": spec.name,
             "TIDECELL_UID": ref.uid,
@@ -248,7 +248,7 @@ class Agent:
             "TIDECELL_EPOCH": str(ref.epoch),
             "TIDECELL_SOCKET": str(self.home.socket_path("agent")),
             "TIDECELL_RUN_DIR": str(self.home.run_dir(ref.uid)),
-            "CUDA_VISIBLE_DEVICES": gpus,
+            **device_env(self.machine, command.accelerators, command.resources, mps_directory()),
         }
         if spec.array is not None:
             own["TIDECELL_ARRAY_INDEX"] = str(ref.index)
@@ -542,7 +542,9 @@ def main() -> int:
         log_line(f"error: another agent runs in {home.path}")
         return 1
     config = home.config()
-    machine = discover_machine(config.machine, config.cpu_millis, config.memory_bytes)
+    machine = discover_machine(
+        config.machine, config.cpu_millis, config.memory_bytes, config.attributes, config.holds
+    )
     agent = Agent(home, machine)
     Home.write_private(home / "agent" / "pid", str(os.getpid()))
     try:

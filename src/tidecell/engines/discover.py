@@ -7,13 +7,22 @@ import os
 import platform
 import re
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from tidecell.engines.sharing import mps_directory, sharing_mode
 from tidecell.structs.machine import Accelerator, MachineSpec
 from tidecell.structs.resources import GPU, Resources
 
 
-def discover_machine(name: str = "", cpu_millis: int = 0, memory_bytes: int = 0) -> MachineSpec:
+def discover_machine(
+    name: str = "",
+    cpu_millis: int = 0,
+    memory_bytes: int = 0,
+    attributes: Mapping[str, str] | None = None,
+    holds: Sequence[str] = (),
+) -> MachineSpec:
     """Describe this machine; what is given overrides what was found."""
     accelerators = _nvidia_accelerators()
     capacity = Resources(
@@ -21,8 +30,25 @@ def discover_machine(name: str = "", cpu_millis: int = 0, memory_bytes: int = 0)
         memory_bytes=memory_bytes or _memory_bytes(),
         gpu_millis=len(accelerators) * GPU,
     )
-    attributes = {"os": platform.system().lower(), "arch": platform.machine()}
-    return MachineSpec(name or default_name(), capacity, accelerators, attributes)
+    found = {"os": platform.system().lower(), "arch": platform.machine(), "cpu_model": _cpu_model()}
+    return MachineSpec(
+        name or default_name(),
+        capacity,
+        accelerators,
+        {key: value for key, value in {**found, **(attributes or {})}.items() if value},
+        holds=tuple(holds),
+        sharing=sharing_mode(accelerators, mps_directory()),
+    )
+
+
+def _cpu_model() -> str:
+    """Return the processor's name; empty where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return ""
 
 
 def default_name() -> str:
@@ -59,13 +85,31 @@ def _nvidia_accelerators() -> tuple[Accelerator, ...]:
         pynvml.nvmlInit()
     except Exception:  # the binding raises its own types, which are absent with it
         return ()
-    found = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        name, uuid = (_text(f(handle)) for f in (pynvml.nvmlDeviceGetName, pynvml.nvmlDeviceGetUUID))
-        memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-        found.append(Accelerator(index, name, memory, uuid))
-    return tuple(found)
+    devices = [
+        part
+        for index in range(pynvml.nvmlDeviceGetCount())
+        for part in _parts(pynvml, pynvml.nvmlDeviceGetHandleByIndex(index))
+    ]
+    return tuple(Accelerator(at, *device) for at, device in enumerate(devices))
+
+
+def _parts(pynvml: Any, handle: Any) -> list[tuple[str, int, str]]:
+    """Return name, memory and uuid of a device, or of each MIG instance that it is cut into."""
+    handles = [handle]
+    with contextlib.suppress(pynvml.NVMLError):
+        if pynvml.nvmlDeviceGetMigMode(handle)[0]:
+            handles = []
+            for at in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+                with contextlib.suppress(pynvml.NVMLError):  # there is no instance in this place
+                    handles.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, at))
+    return [
+        (
+            _text(pynvml.nvmlDeviceGetName(h)),
+            int(pynvml.nvmlDeviceGetMemoryInfo(h).total),
+            _text(pynvml.nvmlDeviceGetUUID(h)),
+        )
+        for h in handles
+    ]
 
 
 def _text(value: str | bytes) -> str:

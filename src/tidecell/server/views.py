@@ -258,6 +258,8 @@ def machine_status(state: CellState, machine: Machine, use: Use, now_s: float = 
         memory_used_bytes=memory_used,
         accelerators=machine.spec.accelerators,
         attributes=machine.spec.attributes,
+        sharing=machine.spec.sharing,
+        holds=machine.spec.holds,
         held_until_s=machine.release_s if machine.held else 0.0,
         drain=_drain_status(state, machine, count, now_s),
     )
