@@ -21,7 +21,17 @@ from tidecell.scheduler.explain import explain_plan, explain_why, render_plan, r
 from tidecell.scheduler.fixes import cpu_step, memory_step
 from tidecell.scheduler.schedule import schedule
 from tidecell.structs.errors import RefusedError
-from tidecell.structs.job import Band, JobSpec, Kind, Preemption, Reason, Replicas, TaskState
+from tidecell.structs.job import (
+    Band,
+    JobSpec,
+    Kind,
+    Preemption,
+    Reason,
+    Replicas,
+    Retry,
+    RetryOn,
+    TaskState,
+)
 from tidecell.structs.messages import (
     JobChanged,
     JobStopRequested,
@@ -31,11 +41,25 @@ from tidecell.structs.messages import (
     TaskNoticed,
     Tick,
 )
+from tidecell.structs.placement import Spread, Topology, parse_condition
 from tidecell.structs.resources import GPU
 from tidecell.structs.tenant import Policy, Quota, Team
 
 GIB = 1 << 30
 MIB = 1 << 20
+
+
+@st.composite
+def places(draw: st.DrawFn) -> dict[str, object]:
+    """Where replicas may go: mostly anywhere."""
+    conditions = [parse_condition(text) for text in ("rack = r1", "rack != r1", "cpu >= 5")]
+    some = st.lists(st.sampled_from(conditions), unique=True, min_size=1, max_size=2).map(tuple)
+    return {
+        "constraints": draw(st.one_of(st.just(()), st.just(()), some)),
+        "topology": draw(st.sampled_from([None, None, None, Topology("rack"), Topology("rack", False)])),
+        "spread": draw(st.sampled_from([None, None, None, Spread("name"), Spread("name", 1)])),
+        "retry": Retry((RetryOn.NO_CAPACITY, RetryOn.INTERRUPTION)),
+    }
 
 
 @st.composite
@@ -56,6 +80,7 @@ def specs(draw: st.DrawFn, name: str) -> JobSpec:
         max_duration_s=draw(st.sampled_from([0.0, 0.0, 600.0])),
         team=draw(st.sampled_from(["", "red", "blue"])),
         after=("j0",) if name != "j0" and draw(st.integers(0, 6)) == 0 else (),
+        **draw(places()),
     )
 
 
@@ -79,9 +104,15 @@ def cells(draw: st.DrawFn) -> Cell:
     """A cell with some jobs running and some waiting, at rest."""
     cell = Cell()
     cell.send(PolicyProposed(draw(st.one_of(st.none(), policies()))))
-    for name in "ab"[: draw(st.integers(1, 2))]:
+    for name in "abcd"[: draw(st.sampled_from([1, 1, 2, 2, 4]))]:
         gpus = draw(st.sampled_from([[], [], ["H100", "H100"]]))
-        cell.machine(name, draw(st.integers(3, 8)), draw(st.sampled_from([4, 16])), gpus)
+        cell.machine(
+            name,
+            draw(st.integers(3, 8)),
+            draw(st.sampled_from([4, 16])),
+            gpus,
+            rack="r1" if name in "ac" else "r2",
+        )
     for i in range(draw(st.integers(2, 6))):
         cell.send(JobSubmitted(draw(specs(f"j{i}"))))
         cell.up()
@@ -152,6 +183,17 @@ def change_spec(spec: JobSpec, change: str) -> JobSpec:
                 "gpu": lambda a=asked, v=value: replace(a, gpu_millis=int(v) * GPU),
             }[key]()
             spec = replace(spec, resources=asked)
+        elif match := re.fullmatch(r"replicas\.min (\d+) -> (\d+)", part):
+            spec = replace(spec, replicas=Replicas(int(match[2]), spec.replicas.max))
+        elif part == "topology required -> preferred":
+            assert spec.topology is not None
+            spec = replace(spec, topology=replace(spec.topology, required=False))
+        elif part.startswith("spread.max_skew "):
+            assert spec.spread is not None
+            spec = replace(spec, spread=replace(spec.spread, max_skew=0))
+        elif part.startswith("constraints: without "):
+            left_out = re.findall(r"'([^']+)'", part)
+            spec = replace(spec, constraints=tuple(c for c in spec.constraints if str(c) not in left_out))
         else:
             assert part.startswith("after: without"), part
             left_out = re.findall(r"'([^']+)'", part)

@@ -20,6 +20,7 @@ from tidecell.client.views import (
     PlanView,
     WhyView,
 )
+from tidecell.scheduler.attributes import unmet
 from tidecell.scheduler.fixes import Search
 from tidecell.scheduler.forecast import expected_start
 from tidecell.scheduler.quota import Gate
@@ -212,7 +213,9 @@ def _holders(snapshot: Snapshot, job: JobView) -> tuple[Holder, ...]:
     suited = {
         m.name
         for m in snapshot.machines
-        if m.has_type(job.spec.accelerator_type) and job.spec.resources.fits(m.capacity)
+        if m.has_type(job.spec.accelerator_type)
+        and job.spec.resources.fits(m.capacity)
+        and unmet(job.spec, m) is None
     }
     if not suited:  # none could: then all of the type count
         suited = {m.name for m in snapshot.machines if m.has_type(job.spec.accelerator_type)}

@@ -16,6 +16,12 @@ from tidecell.client.units import format_cpu, format_size
 from tidecell.client.views import Fix, Holder
 from tidecell.scheduler.board import Board
 from tidecell.scheduler.quota import Gate
+from tidecell.scheduler.relaxing import (
+    with_looser_domains,
+    with_min,
+    without_conditions,
+    without_one_condition,
+)
 from tidecell.scheduler.snapshot import JobView, Snapshot
 from tidecell.scheduler.whatif import (
     Verdict,
@@ -94,6 +100,7 @@ class Search:
                 self._less_of_both()
             self._fewer_accelerators()
             self._any_accelerator()
+            self._looser_places()
         self._priority()
         if not self._others_shrink() | self._others_stop():
             self._several_stop()
@@ -218,6 +225,32 @@ class Search:
         else:
             text = "then it would wait all the same: see tide why after it"
             self.no_help.append(Fix(change, f"tide release {self.job.name}", text))
+
+    def _looser_places(self) -> None:
+        """Without a constraint, or all of them; in any domain; or that and a smaller gang."""
+        spec = self.job.spec
+        found = [self._try_spec(change, less) for change, less in without_one_condition(spec)]
+        if len(spec.constraints) > 1 and not any(found):
+            self._try_spec(*without_conditions(spec))
+        for change, looser in with_looser_domains(spec):
+            if self._try_spec(change, looser) or spec.array is not None:
+                continue
+            alone = largest(spec.replicas.min - 1, lambda k: self._judge(self._with_min(k)).starts)
+            best = largest(
+                spec.replicas.min - 1,
+                lambda k, to=looser: self._with_spec(with_min(to, k)),  # type: ignore[misc]
+            )
+            if best > alone:
+                text = f"{change} and replicas.min {spec.replicas.min} -> {best}"
+                self._add_spec_fix(text, with_min(looser, best))
+
+    def _try_spec(self, change: str, spec: JobSpec) -> bool:
+        """Suggest this spec if it starts; else say that it would not help."""
+        if self._with_spec(spec):
+            self._add_spec_fix(change, spec)
+            return True
+        self.no_help.append(Fix(f"{change} in the spec", "", "then it would wait all the same"))
+        return False
 
     def _dependencies(self) -> None:
         """Without the jobs it comes after; nothing else helps while they have not succeeded."""

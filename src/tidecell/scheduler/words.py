@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tidecell.scheduler.attributes import unmet
 from tidecell.scheduler.board import Board
+from tidecell.scheduler.excluded import describe_domains
 from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
 from tidecell.scheduler.whatif import find_job, num_staying
 from tidecell.structs.messages import Removal
@@ -42,17 +44,24 @@ def describe_needs(job: JobView, count: int) -> str:
     """Return what the waiting part asks for."""
     each = job.spec.resources.describe()
     kind = f" ({job.spec.accelerator_type})" if job.spec.accelerator_type else ""
-    return f"{each}{kind}" if count == 1 else f"{count} x {each}{kind}, together"
+    topology = job.spec.topology
+    where = f" in one {topology.level}" if topology is not None and topology.required else ""
+    when = "".join(f", {condition}" for condition in job.spec.constraints)
+    return f"{each}{kind}{where}{when}" if count == 1 else f"{count} x {each}{kind}{where}, together{when}"
 
 
 def describe_free(snapshot: Snapshot, job: JobView, max_machines: int = 6) -> str:
     """Return what this job could use now, machine by machine; what is held for others is not free."""
     board = Board(snapshot, 0)
     mine = [(job.uid, t.index) for t in job.tasks]
+    if job.spec.topology is not None and job.spec.topology.required and snapshot.machines:
+        return f"room for {describe_domains(board, job, board.room(mine)) or 'none'}"
     free = {
         m.name: _masked(board.free_for(m.name, mine), job.spec.resources)
         for m in snapshot.machines
-        if m.has_type(job.spec.accelerator_type) and m.name not in snapshot.closed
+        if m.has_type(job.spec.accelerator_type)
+        and m.name not in snapshot.closed
+        and unmet(job.spec, m) is None
     }
     closed = [f"{name}: is being drained" for name in snapshot.closed[:max_machines]]
     if not free and not closed:
