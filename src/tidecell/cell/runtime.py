@@ -163,7 +163,7 @@ class Runtime:
         return any(
             t.state is TaskState.PENDING
             for job in self.state.live_jobs()
-            if job.stopping is None
+            if job.stopping is None and len(job.open) > job.num_active  # the rest of them runs
             for t in job.open_tasks()
             if job.wants(t.index)
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from tidecell.cell.export import import_state
+from tidecell.cell.past import history_of
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import CellState
 from tidecell.cli.show import ago, err, out, print_json
@@ -77,7 +78,7 @@ def _why(state: CellState, at_s: float, name: str, as_json: bool) -> None:
         raise NotFoundError(f"no job named '{name}' in the copy", "tide snapshot load FILE lists its jobs")
     if not job.live:
         raise ConflictError(f"job '{name}' is {job.state} in the copy and waits for nothing")
-    view = explain_why(take_snapshot(state, at_s), job.uid, at_s)
+    view = explain_why(take_snapshot(state, at_s), job.uid, at_s, history=history_of(state, at_s))
     if as_json:
         print_json(view)
     else:

@@ -329,6 +329,22 @@ class Fix(msgspec.Struct, frozen=True, omit_defaults=True):
     effect: str = ""
 
 
+class StartRange(msgspec.Struct, frozen=True):
+    """When a waiting job starts, by many futures in which running work ends as similar work did.
+
+    Attributes:
+        rate: Share of starts that the range should hold if what comes is like what was, 0 to 1. What it held
+            on a trace is in docs/sim.md; it was less.
+        num_futures: How many were tried.
+    """
+
+    earliest_s: float
+    expected_s: float
+    latest_s: float
+    rate: float
+    num_futures: int
+
+
 class WhyView(msgspec.Struct, frozen=True, omit_defaults=True):
     """What `tide why` shows.
 
@@ -337,6 +353,7 @@ class WhyView(msgspec.Struct, frozen=True, omit_defaults=True):
         free_now: What is free, machine by machine, in words.
         expected_s: When it starts otherwise, at the latest; 0: unknown.
         expected_why: What that rests on.
+        start_range: When it starts if running work goes on as similar work did; None: not known.
         shrunk: For a running job that has fewer replicas than it could have: why, by whom.
         position: Its place in scheduling order among all that wait, from 1; 0: it waits for nothing.
         team_position: Its place among its own team's.
@@ -355,6 +372,7 @@ class WhyView(msgspec.Struct, frozen=True, omit_defaults=True):
     no_help: tuple[Fix, ...] = ()
     expected_s: float = 0.0
     expected_why: str = ""
+    start_range: StartRange | None = None
     shrunk: str = ""
     message: str = ""
     position: int = 0

@@ -21,12 +21,14 @@ from tidecell.client.views import (
     WhyView,
 )
 from tidecell.scheduler.attributes import unmet
+from tidecell.scheduler.durations import History
 from tidecell.scheduler.fixes import Search
 from tidecell.scheduler.forecast import expected_start
 from tidecell.scheduler.quota import Gate
 from tidecell.scheduler.render import render_plan, render_why
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import JobView, PlanTrace, Snapshot, Waiting
+from tidecell.scheduler.startrange import start_range
 from tidecell.scheduler.whatif import (
     MAX_ROUNDS,
     carry_out,
@@ -122,7 +124,9 @@ def _victim(snapshot: Snapshot, removal: Removal) -> PlannedVictim:
 # ---------------------------------------------------------------------------------------------- why
 
 
-def explain_why(snapshot: Snapshot, uid: str, now_s: float, seed: int = 0) -> WhyView:
+def explain_why(
+    snapshot: Snapshot, uid: str, now_s: float, seed: int = 0, history: History | None = None
+) -> WhyView:
     """Return why a live job, or part of it, does not run; what would help; and when it runs otherwise.
 
     Args:
@@ -130,6 +134,7 @@ def explain_why(snapshot: Snapshot, uid: str, now_s: float, seed: int = 0) -> Wh
         uid: Of a live job.
         now_s: Seconds since the epoch.
         seed: That of the live scheduler.
+        history: How long past work took, for the range of its start; None: no range.
 
     Raises:
         ValueError: There is no such job in the snapshot.
@@ -161,6 +166,7 @@ def explain_why(snapshot: Snapshot, uid: str, now_s: float, seed: int = 0) -> Wh
         no_help=_unique(search.no_help),
         expected_s=expected_s,
         expected_why=expected_why,
+        start_range=start_range(snapshot, uid, history, seed) if history is not None else None,
         shrunk=_why_smaller(job, holders, waiting),
         **_places(snapshot, trace, job),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from tidecell.client.views import Fix, Holder, PlannedVictim, PlanView, WhyView
+from tidecell.client.views import Fix, Holder, PlannedVictim, PlanView, StartRange, WhyView
 from tidecell.scheduler.words import about
 
 MAX_MACHINES_SHOWN = 8
@@ -39,6 +39,8 @@ def render_why(view: WhyView, now_s: float = 0.0) -> str:
     if view.no_help:
         rows = _columns((f.change, f"({f.effect})" if f.effect else "") for f in view.no_help)
         lines += [f"  {'would not help' if i == 0 else '':14}  {row}" for i, row in enumerate(rows)]
+    if view.start_range is not None:
+        lines.append(f"  otherwise {_range(view.start_range, now_s)}")
     if view.expected_why:
         lines.append(f"  otherwise {_expected(view, now_s)}")
     return "\n".join(lines)
@@ -79,6 +81,17 @@ def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
     table = list(rows)
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))] if table else []
     return ["   ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _range(found: StartRange, now_s: float) -> str:
+    """Return a range as people read it: ``about 14:20 (13:55-15:40 ...)``, or as spans from now."""
+    sure = f"in {found.num_futures} futures drawn from how long similar work took"
+    if now_s:
+        low, likely, high = (about(t - now_s) for t in (found.earliest_s, found.expected_s, found.latest_s))
+        return f"in about {likely} ({low} to {high}, {sure})"
+    moments = (found.earliest_s, found.expected_s, found.latest_s)
+    low, likely, high = (f"{datetime.fromtimestamp(t):%H:%M}" for t in moments)
+    return f"about {likely} ({low}-{high}, {sure})"
 
 
 def _expected(view: WhyView, now_s: float) -> str:

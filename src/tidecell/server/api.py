@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tidecell import __version__
+from tidecell.cell.past import history_of
 from tidecell.cell.rollout import rollout_text
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import Job
@@ -248,7 +249,8 @@ class Api:
         if job.live and job.spec.schedule is not None:
             view = schedule_why(job, now_s)
         elif job.live:
-            view = explain_why(take_snapshot(self._control.state, now_s), job.uid, now_s)
+            state = self._control.state
+            view = explain_why(take_snapshot(state, now_s), job.uid, now_s, history=history_of(state, now_s))
         else:
             view = WhyView(
                 job.spec.name, job.uid, job.state, job.finished_s, message=job.message or "it is over"

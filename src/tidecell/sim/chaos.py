@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tidecell.cell.runtime import Runtime
+from tidecell.cell.runtime import Outcome, Runtime
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import CellState
 from tidecell.engines.fake import Script
@@ -337,13 +337,15 @@ class Chaos:
         for event in outcome.events:
             self._note_success(event)
         self.history.take(runtime.state, outcome.events, now_s)
-        self._check(runtime, now_s)
+        self._check(runtime, outcome, now_s)
         for command in outcome.commands:
             self._send_down(command)
         return True
 
-    def _check(self, runtime: Runtime, now_s: float) -> None:
+    def _check(self, runtime: Runtime, outcome: Outcome, now_s: float) -> None:
         checkers.check_production(runtime.state)
+        if self.mix.name == "calm" and self.num_ticks % 7 == 0:
+            checkers.check_no_lost_wakeup(runtime, outcome, now_s, 0)
         if self.num_ticks % 5 == 0:
             snapshot = take_snapshot(runtime.state, now_s)
             plan, _ = schedule(snapshot)

@@ -149,10 +149,22 @@ def test_the_command_answers_from_a_file(busy: Cell, tmp_path: Path):
 def test_what_remains_is_conditioned_on_what_has_passed():
     past = Durations.of([10, 20, 30, 40, 1000])
     assert past.remaining_s(0, 0.5) == 30
-    assert past.remaining_s(15, 0.5) == 15
-    assert past.remaining_s(25, 0.9) == 975
+    assert past.remaining_s(15, 0.5) == 25
+    assert past.remaining_s(25, 0.7) == 975
     assert past.remaining_s(50, 0.5) is None
     assert past.remaining_s(50, 0.5, least=1) == 950
+
+
+def test_one_that_lasts_longer_than_all_before_is_possible():
+    past = Durations.of([10, 20, 30, 40, 1000])
+    assert past.remaining_s(0, 0.95) > 1000
+
+
+def test_work_that_still_runs_makes_what_remains_longer():
+    """Of eight, four ended early and four go on: the half that ended says little of the rest."""
+    alone, censored = Durations.of([1, 2, 3, 4]), Durations.of([1, 2, 3, 4], ongoing_s=[100.0] * 4)
+    assert alone.remaining_s(0, 0.4) == 2
+    assert censored.remaining_s(0, 0.4) == 4
 
 
 def test_equal_times_that_have_passed_do_not_count_as_longer():
