@@ -160,6 +160,7 @@ class Cell:
         self.journal = journal or MemoryJournal()
         self.seed = seed
         self.now_s = 1_000.0
+        self.last_was_tick = False
         self.engine = Engine()
         self.events: list[tuple[float, Event]] = []
         self.commands: list[Command] = []
@@ -172,6 +173,7 @@ class Cell:
     def send(self, *inputs: Input) -> Outcome:
         """One tick; commands reach the engine, answers come back."""
         outcome = self.runtime.tick(inputs, self.now_s)
+        self.last_was_tick = any(isinstance(m, Tick) for m in inputs)
         self.events += [(self.now_s, e) for e in outcome.events]
         self.commands += outcome.commands
         self.engine.take(outcome.commands, self.now_s)

@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tidecell.cell.journal import Journal
 from tidecell.cell.reconcile import GANG_REPAIR_S
 from tidecell.cell.runtime import Outcome
+from tidecell.cell.reconcile import reconcile
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import CellState, Job, encode_state
 from tidecell.client.schema_work import CATCH_UPS, OVERLAPS
@@ -557,6 +558,13 @@ class CellMachine(RuleBasedStateMachine):
             assert msgspec.json.encode(schedule(snapshot, seed)[0]) == msgspec.json.encode(
                 schedule(copy, seed)[0]
             )
+
+    @invariant()
+    def a_tick_asks_every_job_that_time_has_changed(self) -> None:
+        """Only jobs that are due are reconciled at a tick; none of the others may have something to say."""
+        if self.cell.last_was_tick:
+            for uid in self.cell.state.live_uids:
+                assert not reconcile(self.cell.state, uid, self.cell.now_s).events, uid
 
     @invariant()
     def nobody_shrinks_and_grows_in_one_plan(self) -> None:

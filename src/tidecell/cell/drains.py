@@ -69,8 +69,7 @@ def note_drained(state: CellState, now_s: float) -> list[Event]:
     waiting = {name for name in closed if not state.drains[name].drained}
     if not waiting:
         return []
-    for job in state.live_jobs():
-        waiting -= {t.machine for t in job.active_tasks()}
+    waiting = {name for name in waiting if not state.index.load(name).tasks}
     return [MachineDrained(name) for name in sorted(waiting)]
 
 

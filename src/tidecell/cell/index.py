@@ -9,6 +9,7 @@ changes that one task, ``uid`` that one job, and what names neither changes mach
 from __future__ import annotations
 
 import enum
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,6 +132,8 @@ class Index:
         claims_of: Uid to the indices of its tasks for which capacity is held, and where.
         after: Name to the live jobs that come after jobs of that name.
         timed: Live jobs whose rules look at the clock at every tick.
+        limits: Uid to when the time of a running job is up.
+        alarms: The same as a heap, with entries that are no longer true among them.
         changes: What has changed, for somebody who keeps a picture; None while nobody does.
         capacity: What ``admission`` worked out about the empty cell; forgotten when machines change.
     """
@@ -142,6 +145,8 @@ class Index:
     claims_of: dict[str, dict[int, str]] = field(default_factory=dict)
     after: dict[str, dict[str, None]] = field(default_factory=dict)
     timed: dict[str, None] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
+    alarms: list[tuple[float, str]] = field(default_factory=list, compare=False)
     changes: Changes | None = field(default=None, compare=False)
     capacity: dict[Any, Any] = field(default_factory=dict, compare=False)
 
@@ -167,6 +172,17 @@ class Index:
         """Return live jobs that come after this one."""
         by_name = self.after.get(job.spec.name, {})
         return list(by_name | self.after.get(job.uid, {}))
+
+    def overdue(self, now_s: float) -> list[str]:
+        """Return the jobs whose time limit is over; they are told again until it no longer is."""
+        found: dict[str, None] = {}
+        while self.alarms and self.alarms[0][0] <= now_s:
+            at_s, uid = heapq.heappop(self.alarms)
+            if self.limits.get(uid) == at_s:
+                found[uid] = None
+        for uid in found:
+            heapq.heappush(self.alarms, (self.limits[uid], uid))
+        return list(found)
 
     # ------------------------------------------------------------------------------ keeping up
 
@@ -239,6 +255,13 @@ class Index:
         """Put a job among those that wait, and those that follow the clock, or take it out."""
         _keep(self.candidates, job.uid, job.live and job.stopping is None and len(job.open) > job.num_active)
         _keep(self.timed, job.uid, job.live and follows_clock(job))
+        at_s = _limit_s(job)
+        if at_s != self.limits.get(job.uid, 0.0):
+            self.limits[job.uid] = at_s
+            if at_s:
+                heapq.heappush(self.alarms, (at_s, job.uid))
+            else:
+                del self.limits[job.uid]
 
     def _take_task(self, job: Job, index: int) -> None:
         """Bring what is known of one task up to date."""
@@ -305,8 +328,22 @@ class Index:
 
 
 def follows_clock(job: Job) -> bool:
-    """Whether a job's rules depend on time in ways that no event announces: it is asked at every tick."""
-    return False
+    """Whether a job's rules depend on time in ways that no event announces: it is asked at every tick.
+
+    Its time limit is told apart (``Index.limits``): in many a cell every job has one.
+    """
+    spec = job.spec
+    if spec.schedule is not None or job.rollout is not None or job.extra or job.leaving:
+        return True
+    if spec.is_service or spec.array is not None:
+        return False
+    return 0 < job.num_staying < min(spec.replicas.min, job.desired) - job.num_succeeded  # a broken gang
+
+
+def _limit_s(job: Job) -> float:
+    """Return when a job's time is up; 0: never, as far as one knows now."""
+    limit_s = job.spec.max_duration_s
+    return job.started_s + limit_s if limit_s and job.started_s and job.live and not job.stopping else 0.0
 
 
 def _holding(task: Task) -> Holding | None:

@@ -63,8 +63,9 @@ def give_up_held(state: CellState, now_s: float) -> list[Event]:
 
 def lost_tasks(state: CellState, names: Iterable[str]) -> list[tuple[Job, Task]]:
     """Return what runs on these machines as far as the cell knows."""
-    gone = set(names)
-    return [(j, t) for j in state.live_jobs() for t in j.active_tasks() if t.machine in gone]
+    keys = [key for name in dict.fromkeys(names) for key in state.index.load(name).tasks]
+    found = [(state.jobs[uid], state.jobs[uid].tasks[index]) for uid, index in keys]
+    return sorted(found, key=lambda pair: (pair[0].submitted_s, pair[0].uid, pair[1].index))
 
 
 __all__ = ["RECONNECT_S", "WINDOW_S", "give_up_held", "lost_tasks", "release_at"]

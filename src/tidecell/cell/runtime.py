@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from tidecell.cell.admission import blocking
 from tidecell.cell.invariants import check_event, check_state
 from tidecell.cell.log import EventLog
+from tidecell.cell.picture import Picture, check_picture
 from tidecell.cell.reconcile import reconcile
-from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import CellState, Job, apply
 from tidecell.cell.step import Decision, step
 from tidecell.scheduler.schedule import schedule
-from tidecell.scheduler.snapshot import PlanTrace
+from tidecell.scheduler.snapshot import Kept, PlanTrace, Snapshot
 from tidecell.structs.errors import InvariantError, JournalError, TidecellError
 from tidecell.structs.job import TaskState
 from tidecell.structs.messages import Command, Event, Input, MachineSeen, PlanProposed, Tick
@@ -60,6 +60,8 @@ class Runtime:
         self._seed = seed
         self._debug = debug
         self._dirty = True
+        self._picture: Picture | None = None
+        self._pictured: CellState | None = None
 
     def tick(self, inputs: Sequence[Input], now_s: float) -> Outcome:
         """Decide what the inputs mean, make it durable, and return answers and commands.
@@ -144,7 +146,8 @@ class Runtime:
         if not self.has_pending():
             self.trace = PlanTrace()
             return
-        plan, self.trace = schedule(take_snapshot(self.state, now_s), self._seed)
+        snapshot, kept = self._look(now_s)
+        plan, self.trace = schedule(snapshot, self._seed, kept)
         if plan.is_empty():
             return
         decision = step(self.state, PlanProposed(plan), now_s)
@@ -153,6 +156,15 @@ class Runtime:
         # A plan that was dropped whole is proposed again at the next tick, not at once.
         self._dirty = self._dirty and bool(decision.events)
 
+    def _look(self, now_s: float) -> tuple[Snapshot, Kept]:
+        """Return the cell as the scheduler sees it; the state is another one after a refused batch."""
+        if self._picture is None or self._pictured is not self.state:
+            self._picture, self._pictured = Picture(self.state), self.state
+        snapshot, kept = self._picture.look(now_s)
+        if self._debug:
+            check_picture(self.state, snapshot, kept)
+        return snapshot, kept
+
     @property
     def dirty(self) -> bool:
         """Whether something changed that the scheduler has not seen."""
@@ -160,10 +172,5 @@ class Runtime:
 
     def has_pending(self) -> bool:
         """Return whether any wanted task waits."""
-        return any(
-            t.state is TaskState.PENDING
-            for job in self.state.live_jobs()
-            if job.stopping is None and len(job.open) > job.num_active  # the rest of them runs
-            for t in job.open_tasks()
-            if job.wants(t.index)
-        )
+        jobs = (self.state.jobs[uid] for uid in self.state.index.candidates)
+        return any(t.state is TaskState.PENDING and job.wants(t.index) for job in jobs for t in job.open_tasks())

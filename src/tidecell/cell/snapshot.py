@@ -13,17 +13,22 @@ from tidecell.structs.job import TaskState
 def take_snapshot(state: CellState, now_s: float) -> Snapshot:
     """Return an immutable picture of the live cell at ``now_s``."""
     machines = tuple(m.spec for _, m in sorted(state.machines.items()) if m.up)
-    jobs = tuple(_job_view(state, job, now_s) for job in state.live_jobs())
+    jobs = tuple(job_view(state, job, now_s) for job in state.live_jobs())
     claims = tuple(state.claims[k] for k in sorted(state.claims))
     closed = tuple(sorted(closed_machines(state, now_s) & {m.name for m in machines}))
     return Snapshot(now_s, machines, jobs, claims, closed=closed, policy=state.policy)
 
 
-def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
-    tasks = tuple(_task_view(t) for t in job.open_tasks() if t.active or _waits(job, t))
+def job_view(
+    state: CellState, job: Job, now_s: float, tasks: tuple[TaskView, ...] | None = None
+) -> JobView:
+    """Return a live job as the scheduler sees it; ``tasks``: those it has, where they are known."""
+    if tasks is None:
+        tasks = tuple(task_view(t) for t in job.open_tasks() if t.active or waits(job, t))
     blocked = tuple(name for name, _ in blocking(state, job)) if job.spec.after else ()
     limit_s = job.spec.max_duration_s
-    ends_by_s = (job.started_s or now_s) + limit_s if limit_s else 0.0
+    begun = job.started_s or (now_s if job.num_active else 0.0)  # nothing ends that has not begun
+    ends_by_s = begun + limit_s if limit_s and begun else 0.0
     return JobView(
         uid=job.uid,
         spec=job.spec,
@@ -40,16 +45,18 @@ def _job_view(state: CellState, job: Job, now_s: float) -> JobView:
         begin_s=job.begin_s,
         # An array's items do not make a gang: nobody asks which of them are done.
         done=()
-        if job.spec.array is not None
+        if job.spec.array is not None or not job.num_succeeded
         else tuple(t.index for t in job.tasks if t.state is TaskState.SUCCEEDED),
     )
 
 
-def _waits(job: Job, task: Task) -> bool:
+def waits(job: Job, task: Task) -> bool:
+    """Return whether a task should run and does not."""
     return task.state is TaskState.PENDING and job.wants(task.index) and job.stopping is None
 
 
-def _task_view(task: Task) -> TaskView:
+def task_view(task: Task) -> TaskView:
+    """Return a task as the scheduler sees it."""
     if not task.active:
         return TaskView(task.index, pending=True, not_before_s=task.not_before_s, avoid=task.failed_on)
     return TaskView(

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from tidecell.cell.admission import check_admissible, check_capacity, resolve_needs
 from tidecell.cell.disruptions import spare_disruptions
-from tidecell.cell.drains import note_drained, request_drain
+from tidecell.cell.drains import closed_machines, note_drained, request_drain
 from tidecell.cell.endings import task_ended
 from tidecell.cell.losses import give_up_held, lost_tasks, release_at
 from tidecell.cell.quota import begin_periods, check_priority, check_quota
@@ -373,7 +373,19 @@ def _drain(state: CellState, message: DrainRequested, now_s: float) -> Decision:
 
 
 def _tick(state: CellState, message: Tick, now_s: float) -> Decision:
-    return Decision([*give_up_held(state, now_s), *note_drained(state, now_s)], touched=None)
+    return Decision(
+        [*give_up_held(state, now_s), *note_drained(state, now_s)], touched=due_jobs(state, now_s)
+    )
+
+
+def due_jobs(state: CellState, now_s: float) -> set[str]:
+    """Return the live jobs for which time alone may have changed what follows from their state."""
+    due = {*state.index.timed, *state.index.overdue(now_s)}
+    for name in closed_machines(state, now_s) if state.drains else ():
+        load = state.index.load(name)
+        due.update(uid for uid, _ in load.tasks)
+        due.update(uid for uid, _ in load.claims)
+    return due
 
 
 _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
@@ -399,4 +411,4 @@ _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
     TaskUnhealthy: _unhealthy,
 }
 
-__all__ = ["Decision", "start_command", "step", "stop_command"]
+__all__ = ["Decision", "due_jobs", "start_command", "step", "stop_command"]

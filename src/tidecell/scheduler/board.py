@@ -35,13 +35,19 @@ def occupied_fleet(snapshot: Snapshot) -> Fleet:
     fleet = Fleet.of(snapshot.machines, snapshot.closed)
     for job in snapshot.jobs:
         for task in job.tasks:
-            row = fleet.rows.get(task.machine) if task.machine else None
-            if row is None:
-                continue
-            fleet.occupy(row, task.resources, task.accelerators)
-            if task.leaving:
-                fleet.leave(row, task.resources, task.accelerators)
+            if task.machine:
+                occupy(fleet, task, 1)
     return fleet
+
+
+def occupy(fleet: Fleet, task: TaskView, sign: int) -> None:
+    """Add what a task holds to its row (1), or take it away (-1); machines that are away have no row."""
+    row = fleet.rows.get(task.machine)
+    if row is None:
+        return
+    (fleet.occupy if sign > 0 else fleet.vacate)(row, task.resources, task.accelerators)
+    if task.leaving:
+        (fleet.leave if sign > 0 else fleet.left)(row, task.resources, task.accelerators)
 
 
 class Board:
@@ -235,4 +241,4 @@ class Board:
     add = _add
 
 
-__all__ = ["Board", "Key", "Spot", "occupied_fleet"]
+__all__ = ["Board", "Key", "Spot", "occupied_fleet", "occupy"]

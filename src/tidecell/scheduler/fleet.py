@@ -84,10 +84,14 @@ class Fleet:
                 fleet.gpu_capacity_NG[row, at] = GPU
                 fleet.gpu_type_NG[row, at] = types.setdefault(accelerator.type, len(types))
         fleet.types = list(types)
-        for name in closed:
-            if name in fleet.rows:
-                fleet.open_N[fleet.rows[name]] = False
+        fleet.close(name for name in closed if name in fleet.rows)
         return fleet
+
+    def close(self, names: Iterable[str]) -> None:
+        """Let these rows take no new work, and all others."""
+        self.open_N = np.ones(len(self.names), np.bool_)
+        for name in names:
+            self.open_N[self.rows[name]] = False
 
     def copy(self) -> Fleet:
         """Return a fleet that can be written to; names, specs and capacities are shared."""
