@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tidecell.cell.journal import Journal
-from tidecell.cell.reconcile import GANG_REPAIR_S
+from tidecell.cell.reconcile import GANG_REPAIR_S, reconcile
 from tidecell.cell.runtime import Outcome
-from tidecell.cell.reconcile import reconcile
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import CellState, Job, encode_state
 from tidecell.client.schema_work import CATCH_UPS, OVERLAPS

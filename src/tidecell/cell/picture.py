@@ -75,7 +75,9 @@ class Picture:
         closed: tuple[str, ...] = ()
         if self._state.drains:
             names = closed_machines(self._state, now_s)
-            closed = tuple(sorted(n for n in names if n in self._state.machines and self._state.machines[n].up))
+            closed = tuple(
+                sorted(n for n in names if n in self._state.machines and self._state.machines[n].up)
+            )
         changed, self._closed = closed != self._closed, closed
         return changed
 

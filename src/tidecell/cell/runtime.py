@@ -173,4 +173,6 @@ class Runtime:
     def has_pending(self) -> bool:
         """Return whether any wanted task waits."""
         jobs = (self.state.jobs[uid] for uid in self.state.index.candidates)
-        return any(t.state is TaskState.PENDING and job.wants(t.index) for job in jobs for t in job.open_tasks())
+        return any(
+            t.state is TaskState.PENDING and job.wants(t.index) for job in jobs for t in job.open_tasks()
+        )

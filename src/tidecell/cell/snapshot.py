@@ -19,9 +19,7 @@ def take_snapshot(state: CellState, now_s: float) -> Snapshot:
     return Snapshot(now_s, machines, jobs, claims, closed=closed, policy=state.policy)
 
 
-def job_view(
-    state: CellState, job: Job, now_s: float, tasks: tuple[TaskView, ...] | None = None
-) -> JobView:
+def job_view(state: CellState, job: Job, now_s: float, tasks: tuple[TaskView, ...] | None = None) -> JobView:
     """Return a live job as the scheduler sees it; ``tasks``: those it has, where they are known."""
     if tasks is None:
         tasks = tuple(task_view(t) for t in job.open_tasks() if t.active or waits(job, t))
