@@ -47,7 +47,7 @@ class Picture:
         if changes is None:
             raise ValueError("another keeper has taken over the changes of this state")
         state.index.changes = Changes()
-        for uid, indices in (changes.jobs | dict.fromkeys(self._by_clock)).items():
+        for uid in changes.jobs | dict.fromkeys(self._by_clock):
             self._update(uid, changes.jobs.get(uid), now_s)
         if self._jobs is None:
             self._jobs = tuple(self._views.values())
