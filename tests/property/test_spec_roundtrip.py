@@ -111,6 +111,8 @@ def conditions(draw: st.DrawFn) -> Condition:
     op = draw(st.sampled_from(Op))
     if op in (Op.IN, Op.NOT_IN):
         return Condition(draw(attributes), op, tuple(draw(st.lists(values, min_size=1, unique=True))))
+    if op in (Op.EXISTS, Op.ABSENT):
+        return Condition(draw(attributes), op, ())
     numbers = st.sampled_from(["1", "40GB", "-0.5", "16GiB"])
     compares = op in (Op.AT_LEAST, Op.AT_MOST, Op.ABOVE, Op.BELOW)
     return Condition(draw(attributes), op, (draw(numbers if compares else values),))

@@ -22,7 +22,9 @@ from tidecell.structs.resources import Resources
 
 T = TypeVar("T")
 
-CONDITION_HINT = "write it like rack in (r1, r2), zone != a, cpu_model ~ EPYC or gpu_memory >= 40GB"
+CONDITION_HINT = (
+    "write it like rack in (r1, r2), zone != a, cpu_model ~ EPYC, gpu_memory >= 40GB or ssd exists"
+)
 MAX_ALTERNATIVES = 8
 
 
@@ -128,7 +130,10 @@ def _weight(node: Node) -> int:
 
 
 def read_topology(top: Section) -> Topology | None:
-    """Return in which kind of domain all replicas go: ``{required: rack}`` or ``{preferred: rack}``."""
+    """Return in which kind of domain all replicas go: ``{required: rack}`` (or ``rack``) or ``preferred``."""
+    if _is_word(top.node.get("topology")):
+        level = top.take("topology", attribute, "")
+        return Topology(level) if level else None
     section = top.section("topology")
     if section is None:
         return None
@@ -142,7 +147,10 @@ def read_topology(top: Section) -> Topology | None:
 
 
 def read_spread(top: Section) -> Spread | None:
-    """Return over which domains replicas are spread: ``{by: rack}`` or ``{by: rack, max_skew: 1}``."""
+    """Return over which domains replicas are spread: ``{by: rack, max_skew: 1}``, or just ``rack``."""
+    if _is_word(top.node.get("spread")):
+        by = top.take("spread", attribute, "")
+        return Spread(by) if by else None
     section = top.section("spread")
     if section is None:
         return None
@@ -151,6 +159,11 @@ def read_spread(top: Section) -> Spread | None:
     by = section.take("by", attribute, "")
     max_skew = section.take("max_skew", whole_number(1, 1000), 0)
     return Spread(by, max_skew) if by else None
+
+
+def _is_word(node: Node | None) -> bool:
+    """Whether a value is the short form: a word instead of a mapping."""
+    return node is not None and isinstance(node.value, str) and bool(node.text.strip())
 
 
 def attribute(node: Node) -> str:

@@ -34,8 +34,16 @@ def spec_to_dict(spec: JobSpec) -> dict[str, Any]:
             continue
         if isinstance(value, dict) and isinstance(default.get(key), dict) and key != "replicas":
             value = {k: v for k, v in value.items() if v != default[key].get(k)}
-        out[key] = value
+        out[key] = _SHORT[key](value) if key in _SHORT else value
     return out
+
+
+def _lone(value: Any, key: str) -> Any:
+    """Return what is at ``key`` where a mapping says nothing else: ``{by: rack}`` is ``rack``."""
+    return value[key] if list(value) == [key] else value
+
+
+_SHORT = {"topology": lambda v: _lone(v, "required"), "spread": lambda v: _lone(v, "by")}
 
 
 def spec_diff(old: JobSpec, new: JobSpec) -> list[str]:

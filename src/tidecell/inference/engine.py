@@ -124,10 +124,13 @@ class Engine:
     def _run(self) -> None:
         while self._take_in():
             try:
-                self._deliver(self._step())
+                outputs = self._step()
+                self._publish()  # first: whoever gets an answer sees a load without it
+                self._deliver(outputs)
             except Exception as error:
-                self._fail(error)
-            self._publish()
+                outputs = self._fail(error)
+                self._publish()
+                self._deliver(outputs)
         self._deliver([(live.sink, Output("", finish=Finish.CANCELLED)) for live in self._live.values()])
 
     def _take_in(self) -> bool:
@@ -193,14 +196,14 @@ class Engine:
         if self._live.pop(request_id, None) is not None:
             self._batcher.remove(request_id)
 
-    def _fail(self, error: Exception) -> None:
-        """End every request with the error; the engine goes on with those that come."""
+    def _fail(self, error: Exception) -> list[tuple[Sink, Output]]:
+        """Drop every request and return the error for each; the engine goes on with those that come."""
         lost = list(self._live.items())
         for request_id, _live in lost:
             self._drop(request_id)
         text = f"{type(error).__name__}: {error}"
         self.meters.finished[Finish.ERROR] += len(lost)
-        self._deliver([(live.sink, Output("", finish=Finish.ERROR, error=text)) for _, live in lost])
+        return [(live.sink, Output("", finish=Finish.ERROR, error=text)) for _, live in lost]
 
     def _publish(self) -> None:
         batcher = self._batcher

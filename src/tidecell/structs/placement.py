@@ -1,9 +1,10 @@
 """Where a job's replicas may go, and where they should: conditions on machines' attributes.
 
 The grammar is one line a condition: ``rack in (r1, r2)``, ``zone != a``, ``cpu_model ~ EPYC``,
-``gpu_memory >= 40GB``. A key names an attribute; what a machine says of itself is in ``attributes_of``.
-An attribute may have several values (the types of a machine's accelerators): a condition holds where one
-of them meets it, a negated one where none does. A machine that lacks the attribute meets only negated ones.
+``gpu_memory >= 40GB``, ``ssd exists``, ``spot absent``. A key names an attribute; what a machine says of
+itself is in ``attributes_of``. An attribute may have several values (the types of a machine's
+accelerators): a condition holds where one of them meets it, a negated one where none does. A machine that
+lacks the attribute meets only negated ones and ``absent``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ALIASES = {"gpu.memory": "gpu_memory", "gpu.type": "gpu"}
 
 _KEY = r"[A-Za-z_][A-Za-z0-9_.-]*"
 _CONDITION = re.compile(rf"\s*({_KEY})\s*(not\s+in\b|in\b|!=|!~|>=|<=|==|=|>|<|~)\s*(.*?)\s*", re.DOTALL)
+_PRESENCE = re.compile(rf"\s*({_KEY})\s+(exists|absent)\s*")
 _QUANTITY = re.compile(r"(-?\d+(?:\.\d+)?)\s*([kmgtp]?i?b?)", re.IGNORECASE)
 _FACTORS = {"": 1, "b": 1} | {
     f"{p}{i}b": (1024 if i else 1000) ** n for n, p in enumerate("kmgtp", 1) for i in ("", "i")
@@ -46,6 +48,8 @@ class Op(enum.StrEnum):
     AT_MOST = "<="
     ABOVE = ">"
     BELOW = "<"
+    EXISTS = "exists"
+    ABSENT = "absent"
 
 
 _COMPARE: dict[Op, Callable[[float, float], bool]] = {
@@ -54,23 +58,28 @@ _COMPARE: dict[Op, Callable[[float, float], bool]] = {
     Op.ABOVE: operator.gt,
     Op.BELOW: operator.lt,
 }
+_PRESENCES = (Op.EXISTS, Op.ABSENT)  # these compare nothing
 _NEGATED = {Op.UNEQUAL: Op.EQUAL, Op.NOT_IN: Op.IN, Op.LACKS: Op.HAS}
 
 
 class Condition(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One condition on a machine, for example ``rack in (r1, r2)``."""
+    """One condition on a machine, for example ``rack in (r1, r2)``; ``ssd exists`` has no values."""
 
     key: str
     op: Op
     values: tuple[str, ...]
 
     def __str__(self) -> str:
+        if self.op in _PRESENCES:
+            return f"{self.key} {self.op.value}"
         listed = self.op in (Op.IN, Op.NOT_IN)
         value = f"({', '.join(self.values)})" if listed else self.values[0]
         return f"{self.key} {self.op.value} {value}"
 
     def holds(self, values: Sequence[str]) -> bool:
         """Return whether an attribute with these values meets the condition; no values: it is not there."""
+        if self.op in _PRESENCES:
+            return bool(values) is (self.op is Op.EXISTS)
         positive = _NEGATED.get(self.op)
         if positive is not None:
             return not any(self._meets(positive, value) for value in values)
@@ -113,6 +122,9 @@ def parse_condition(text: str) -> Condition:
     Raises:
         ValueError: It says none; the text tells what is wrong.
     """
+    presence = _PRESENCE.fullmatch(text)
+    if presence is not None:
+        return Condition(_named(presence[1]), Op(presence[2]), ())
     match = _CONDITION.fullmatch(text)
     if match is None:
         raise ValueError("is no condition")
@@ -129,7 +141,12 @@ def parse_condition(text: str) -> Condition:
             raise ValueError(f"'{value}' is no value" if value else "a value is missing")
     if op in _COMPARE and quantity(values[0]) is None:
         raise ValueError(f"'{values[0]}' is no number or size, and '{op.value}' compares those")
-    return Condition(ALIASES.get(key, key), op, values)
+    return Condition(_named(key), op, values)
+
+
+def _named(key: str) -> str:
+    """Return an attribute's own name."""
+    return ALIASES.get(key, key)
 
 
 def is_key(text: str) -> bool:

@@ -321,3 +321,36 @@ def test_a_diff_names_each_value_that_differs():
         "env.B: 2 -> (none)",
     ]
     assert spec_diff(old, old) == []
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ("topology: rack", "topology: {required: rack}"),
+        ("spread: rack", "spread: {by: rack}"),
+        ("constraints: ssd exists", "constraints: [ssd exists]"),
+    ],
+)
+def test_a_short_form_says_the_same_and_is_what_is_written(short: str, long: str, tmp_path: Path):
+    head = "name: a\nrun: x\n"
+    (brief,), (full,) = (parse_specs(head + text, "x", tmp_path) for text in (short, long))
+    assert brief == full
+    assert parse_data(spec_to_dict(full), "x", tmp_path) == [full]
+
+
+def test_a_domain_that_is_no_name_is_a_mistake_in_either_form(tmp_path: Path):
+    with pytest.raises(SpecError) as caught:
+        parse_specs("name: a\nrun: x\nspread: my rack\ntopology: {required: my rack}\n", "x", tmp_path)
+    assert [(m.line, m.where, m.message) for m in caught.value.mistakes] == [
+        (3, "spread", "'my rack' is no name of an attribute"),
+        (4, "topology.required", "'my rack' is no name of an attribute"),
+    ]
+
+
+def test_the_writer_keeps_what_a_short_form_cannot_say(tmp_path: Path):
+    text = "name: a\nrun: x\nspread: {by: rack, max_skew: 1}\ntopology: {preferred: zone}\n"
+    (spec,) = parse_specs(text, "x", tmp_path)
+    written = spec_to_dict(spec)
+    assert (written["spread"], written["topology"]) == ({"by": "rack", "max_skew": 1}, {"preferred": "zone"})
+    short = spec_to_dict(parse_specs("name: a\nrun: x\nspread: rack\n", "x", tmp_path)[0])
+    assert short["spread"] == "rack"

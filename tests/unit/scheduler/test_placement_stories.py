@@ -77,6 +77,15 @@ def test_a_machine_without_the_attribute_meets_only_negated_conditions():
     assert [machines_of(cell, n) for n in ("in", "out", "large")] == [["racked"], ["plain"], []]
 
 
+def test_a_job_may_ask_that_an_attribute_is_there_or_not():
+    cell = Cell().machine("plain").machine("racked", rack="r1")
+    cell.submit(job_spec("there", **when("rack exists")))
+    cell.submit(job_spec("not-there", **when("rack absent")))
+    cell.submit(job_spec("neither", retry=WAITS, **when("rack exists", "rack absent")))
+    assert [machines_of(cell, n) for n in ("there", "not-there", "neither")] == [["racked"], ["plain"], []]
+    assert "rack exists excludes 1 of 2 machines" in waiting(cell, "neither").detail
+
+
 def test_all_conditions_hold_together():
     cell = Cell().machine("a", rack="r1", zone="z1").machine("b", rack="r1", zone="z2")
     cell.submit(job_spec("x", replicas=2, **when("rack = r1", "zone = z2")))
