@@ -559,6 +559,11 @@ class CellMachine(RuleBasedStateMachine):
             )
 
     @invariant()
+    def victims_are_the_same_whether_looked_for_row_by_row_or_over_the_whole_cell(self) -> None:
+        snapshot = take_snapshot(self.cell.state, self.cell.now_s)
+        assert schedule(snapshot)[0] == schedule(snapshot, by_row=False)[0]
+
+    @invariant()
     def a_tick_asks_every_job_that_time_has_changed(self) -> None:
         """Only jobs that are due are reconciled at a tick; none of the others may have something to say."""
         if self.cell.last_was_tick:

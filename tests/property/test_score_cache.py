@@ -100,6 +100,12 @@ def test_compiled_scores_lead_to_the_same_plans(monkeypatch: pytest.MonkeyPatch)
         assert schedule(snapshot, 3, cached=True) == schedule(snapshot, 3, cached=False)
 
 
+@pytest.mark.parametrize("seed", range(120))
+def test_victims_by_row_are_those_of_the_whole_cell(seed: int) -> None:
+    snapshot = _snapshot(random.Random(5000 + seed))
+    assert schedule(snapshot, 3, by_row=True) == schedule(snapshot, 3, by_row=False)
+
+
 def test_random_cells_place_preempt_reserve_and_wait() -> None:
     """The generator reaches what the equality is about."""
     seen = dict.fromkeys(("placements", "removals", "claims", "gangs", "shares", "waiting"), 0)

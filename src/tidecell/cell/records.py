@@ -202,7 +202,7 @@ class Job:
     @property
     def num_succeeded(self) -> int:
         """How many tasks have done their work."""
-        return self.ended[TaskState.SUCCEEDED]
+        return self.ended.get(TaskState.SUCCEEDED, 0)
 
 
 @dataclass

@@ -20,35 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tidecell.scheduler.board import Board, Spot
-from tidecell.scheduler.damping import dearer_s, protected_s
 from tidecell.scheduler.feasibility import Room
 from tidecell.scheduler.gang import fit
+from tidecell.scheduler.groups import Group, groups_of
 from tidecell.scheduler.quota import Freed, Gate
 from tidecell.scheduler.snapshot import JobView, TaskView
-from tidecell.structs.job import Preemption
-
-
-@dataclass(frozen=True)
-class Group:
-    """Tasks of one job that go together: one replica above min, or all that remain of a gang."""
-
-    job: JobView
-    tasks: tuple[TaskView, ...]
-    whole: bool
-    now_s: float
-
-    def cost(self) -> tuple[int, int, int, float, str]:
-        """Sort key, cheapest first: above min, low band, low order, little work lost (see damping)."""
-        lost_s = sum(_work_at_risk_s(self.job, t, self.now_s) + dearer_s(t, self.now_s) for t in self.tasks)
-        priority = self.job.spec.priority
-        return (int(self.whole), int(priority.band), priority.order, lost_s, self.job.uid)
-
-
-def _work_at_risk_s(job: JobView, task: TaskView, now_s: float) -> float:
-    """Return seconds of work that stopping this task may lose: since its start or last checkpoint."""
-    checkpoint = job.spec.checkpoint
-    ran_s = task.running_s(now_s)
-    return min(ran_s, checkpoint.every_s) if checkpoint is not None else ran_s
+from tidecell.scheduler.victims import Found, RowVictims
 
 
 @dataclass(frozen=True)
@@ -57,6 +34,18 @@ class Victims:
 
     tasks: tuple[tuple[JobView, TaskView], ...]
     spots: tuple[Spot, ...]
+
+
+def find_by_row(rows: RowVictims, by: JobView, index: int, gate: Gate | None) -> Found | None:
+    """Return the victims for one task where looking row by row decides; None: ``find_victims`` does."""
+    spec = by.spec
+    if len(spec.shapes) > 1 or spec.topology is not None or spec.spread is not None:
+        return None
+    if gate is not None:
+        short = gate.check(by, [index], future=True) is not None
+        if short or takes_back_own(by, [index], gate):
+            return None
+    return rows.find(by, index)
 
 
 def find_victims(
@@ -137,28 +126,18 @@ def _groups(
     jobs: Sequence[JobView], by: JobView, indices: Sequence[int], now_s: float, gate: Gate | None
 ) -> list[Group]:
     out: list[Group] = []
-    takes_back = gate is not None and not gate.has_patience_left(by) and gate.is_entitled(by, indices)
+    takes_back = takes_back_own(by, indices, gate)
     for job in jobs:
-        policy = job.spec.preemption
         lower = job.spec.priority.band < by.spec.priority.band
         borrows = takes_back and gate is not None and gate.may_take(by, indices, job, {})
-        if not (lower or borrows) or policy is Preemption.NEVER or job.stopping:
-            continue
-        staying = [t for t in job.tasks if t.machine and not t.leaving]
-        least = {t.index: job.spec.min_runtime_s if lower else protected_s(t, now_s) for t in staying}
-        if not lower:
-            least = {i: max(s, job.spec.min_runtime_s) for i, s in least.items()}
-        spare = max(0, len(staying) + len(job.done) - job.spec.replicas.min)
-        above, rest = (staying[-spare:], staying[:-spare]) if spare else ([], staying)
-        budget = job.spare_disruptions  # over all causes; a set larger than this is not a choice
-        above = [t for t in above if t.running_s(now_s) >= least[t.index]]
-        above = above if budget is None else above[max(0, len(above) - max(0, budget)) :]
-        out += [Group(job, (t,), False, now_s) for t in reversed(above)]
-        old_enough = all(t.running_s(now_s) >= least[t.index] for t in staying)
-        covered = budget is None or len(staying) <= budget
-        if policy is Preemption.ANY and rest and old_enough and covered:
-            out.append(Group(job, tuple(rest), True, now_s))
+        if lower or borrows:
+            out += groups_of(job, now_s, lower)
     return out
+
+
+def takes_back_own(by: JobView, indices: Sequence[int], gate: Gate | None) -> bool:
+    """Return whether a team may take its own quota back for these tasks, from its own band."""
+    return gate is not None and not gate.has_patience_left(by) and gate.is_entitled(by, indices)
 
 
 def freed_by(board: Board, groups: Sequence[Group]) -> Room:

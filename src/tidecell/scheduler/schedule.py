@@ -17,11 +17,12 @@ from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.cached import CACHE_FROM, ScoreCache
 from tidecell.scheduler.excluded import describe_domains, describe_excluded
 from tidecell.scheduler.gang import fit
-from tidecell.scheduler.preemption import Victims, find_victims
+from tidecell.scheduler.preemption import Victims, find_by_row, find_victims
 from tidecell.scheduler.quota import Block, Gate
 from tidecell.scheduler.snapshot import JobView, Kept, PlanTrace, Snapshot, Waiting
 from tidecell.scheduler.topology import num_that_fit
 from tidecell.scheduler.units import Unit, units_of
+from tidecell.scheduler.victims import RowVictims
 from tidecell.structs.job import Band, Preemption, Reason
 from tidecell.structs.messages import Claim, Placement, Plan, Removal
 from tidecell.structs.resources import Resources
@@ -42,6 +43,8 @@ class _Pass:
     left: set[tuple[str, int]] = field(default_factory=set)  # told to leave in this very pass
     left_uids: set[str] = field(default_factory=set)
     runners: dict[Band, dict[str, JobView]] | None = None  # who could give way, where somebody asked
+    by_row: bool = True  # victims are looked for row by row where that gives the same ones
+    rows: dict[Band, RowVictims] = field(default_factory=dict)
     heads: list[tuple[JobView, float]] = field(default_factory=list)  # who reserved, and from when
     without_gang: set[str] = field(default_factory=set)  # jobs whose gang does not start in this pass
     failed_shapes: dict[tuple[object, ...], Waiting] = field(default_factory=dict)
@@ -51,7 +54,11 @@ class _Pass:
 
 
 def schedule(
-    snapshot: Snapshot, seed: int = 0, kept: Kept | None = None, cached: bool | None = None
+    snapshot: Snapshot,
+    seed: int = 0,
+    kept: Kept | None = None,
+    cached: bool | None = None,
+    by_row: bool = True,
 ) -> tuple[Plan, PlanTrace]:
     """Return what to do now, and why the rest waits.
 
@@ -60,9 +67,10 @@ def schedule(
         seed: Breaks ties between machines that are equally good; 0: the smallest name.
         kept: What a live cell keeps beside its snapshot; it saves time and changes no plan.
         cached: Whether scores are kept between units, which changes no plan either; None: on large cells.
+        by_row: Whether victims are looked for row by row where that gives the same ones as the whole cell.
     """
     board = Board(snapshot, seed, kept)
-    run = _Pass(snapshot, board, gate=Gate.of(snapshot))
+    run = _Pass(snapshot, board, gate=Gate.of(snapshot), by_row=by_row)
     if len(board.fleet.names) >= CACHE_FROM if cached is None else cached:
         run.cache = ScoreCache(board)
     units: list[Unit] = []
@@ -203,7 +211,6 @@ def _ends_before_heads(run: _Pass, unit: Unit) -> bool:
 
 def _preempt(run: _Pass, unit: Unit) -> bool:
     """Take capacity from lower bands, and hold it for this unit; or its own quota back from borrowers."""
-    jobs = _could_give_way(run, unit.job.spec.priority.band)
     if _has_claim(run, unit):
         held = _is_claimed(run, unit)
         fits = _fit(run, unit, future=True, ignore_reserved=held) is not None
@@ -211,10 +218,10 @@ def _preempt(run: _Pass, unit: Unit) -> bool:
             _wait(run, unit, Reason.WAITING_FOR_PREEMPTED, detail="the capacity held for it is being vacated")
             return True
         _withdraw(run, unit)
-    victims = find_victims(run.board, jobs, unit.job, unit.indices, run.snapshot.now_s, run.gate)
+    victims = _find_victims(run, unit)
     if victims is None:
         return False
-    _tell_to_leave(run, unit, jobs, victims)
+    _tell_to_leave(run, unit, victims)
     for index, spot in zip(unit.indices, victims.spots, strict=True):
         machine, wanted = run.board.fleet.names[spot.row], unit.job.spec.request(index, spot.shape)
         claim = Claim(unit.job.uid, index, machine, wanted, spot.devices)
@@ -229,9 +236,24 @@ def _preempt(run: _Pass, unit: Unit) -> bool:
     return True
 
 
-def _tell_to_leave(run: _Pass, unit: Unit, jobs: list[JobView], victims: Victims) -> None:
-    hit = {job.uid for job, _ in victims.tasks}
-    sizes = {j.uid: sum(1 for t in j.tasks if t.machine and not t.leaving) for j in jobs if j.uid in hit}
+def _find_victims(run: _Pass, unit: Unit) -> Victims | None:
+    """Return who leaves for a unit: of one task row by row where that decides, else over the whole cell."""
+    band, now_s = unit.job.spec.priority.band, run.snapshot.now_s
+    if len(unit.tasks) == 1 and run.by_row:
+        rows = run.rows.get(band)
+        if rows is None:
+            lower = [job for b in Band if b < band for job in _runners(run)[b].values()]
+            rows = run.rows[band] = RowVictims(run.board, lower, now_s)
+        found = find_by_row(rows, unit.job, unit.indices[0], run.gate)
+        if found is not None:
+            tasks = tuple((g.job, t) for g in found.groups for t in g.tasks)
+            return Victims(tasks, (found.spot,)) if found.spot is not None else None
+    return find_victims(run.board, _could_give_way(run, band), unit.job, unit.indices, now_s, run.gate)
+
+
+def _tell_to_leave(run: _Pass, unit: Unit, victims: Victims) -> None:
+    hit = {job.uid: job for job, _ in victims.tasks}
+    sizes = {u: sum(1 for t in job.tasks if t.machine and not t.leaving) for u, job in hit.items()}
     for job, _ in victims.tasks:
         sizes[job.uid] -= 1
     for job, task in victims.tasks:
@@ -259,14 +281,18 @@ def _could_give_way(run: _Pass, band: Band) -> list[JobView]:
 
     Worked out once a pass, for all that ask: in a large cell most jobs are no business of a given unit.
     """
+    same = run.gate is not None  # a team's own quota may be taken back inside a band
+    bands = [b for b in Band if b < band or (same and b == band)]
+    return [job for b in bands for job in _runners(run)[b].values()]
+
+
+def _runners(run: _Pass) -> dict[Band, dict[str, JobView]]:
     if run.runners is None:
         run.runners = {b: {} for b in Band}
         for job in run.snapshot.jobs:
             if not job.stopping and job.spec.preemption is not Preemption.NEVER and _runs(job):
                 run.runners[job.spec.priority.band][job.uid] = job
-    same = run.gate is not None  # a team's own quota may be taken back inside a band
-    bands = [b for b in Band if b < band or (same and b == band)]
-    return [job for b in bands for job in run.runners[b].values()]
+    return run.runners
 
 
 def _runs(job: JobView) -> bool:
@@ -285,6 +311,10 @@ def _note_left(run: _Pass, victims: Victims) -> None:
         if run.runners is not None:
             fresh = replace(job, tasks=tasks, spare_disruptions=spare)
             run.runners[job.spec.priority.band][uid] = fresh
+            machines = [t.machine for t in job.tasks if t.index in gone]
+            for band, rows in run.rows.items():
+                if job.spec.priority.band < band:
+                    rows.update(fresh, machines)
 
 
 def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "") -> None:
