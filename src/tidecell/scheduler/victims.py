@@ -92,7 +92,7 @@ class RowVictims:
         return rows
 
     def find(self, job: JobView, index: int) -> Found | None:
-        """Return who leaves for one task; ``Found()``: nobody's leaving helps; None: search the whole cell."""
+        """Return who leaves for a task; ``Found()``: nobody's leaving helps; None: search the whole cell."""
         kind = self._kind(job, index)
         while kind.heap and kind.heap[0][2] != kind.versions[kind.heap[0][1]]:
             heapq.heappop(kind.heap)
