@@ -4,8 +4,8 @@ The cases are those of kube-scheduler's own performance tests (test/integration/
 SchedulingBasic, PreemptionBasic and Unschedulable with 5,000 nodes of 4 cpu and 32 GiB, pods of 0.1 cpu and
 500 MiB. Their CI floors of 680, 570 and 590 pods/s are the baseline. Ours is one process with a journal on
 disk. What is timed is from the moment when tasks may start to the durable commit of their placement: the pass
-over the cell, the check of its plan against the state, its application and the journal. A preemption ends when
-the beneficiary's own placement is committed, after its victims have gone. Submission is timed beside it.
+over the cell, the check of its plan against the state, its application and the journal. A preemption ends
+when the beneficiary's own placement is committed, after its victims have gone. Submission is timed beside it.
 """
 
 from __future__ import annotations
