@@ -17,7 +17,8 @@ from tidecell.engines.fake import Script
 from tidecell.scheduler.explain import explain_why, render_why
 from tidecell.server.views import queue_places
 from tidecell.structs.errors import RefusedError
-from tidecell.structs.job import Band, Preemption, Priority, Reason, Replicas, TaskState
+from tidecell.structs.job import Band, Preemption, Priority, Reason, Replicas, Retry, RetryOn, TaskState
+from tidecell.structs.lifecycle import DrainRequested
 from tidecell.structs.messages import JobChanged, MachineSeen, PolicyProposed, TaskNoticed, TaskPlaced
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import Policy, Quota, Team
@@ -320,3 +321,24 @@ def test_the_queue_counts_places_among_all_and_in_the_team() -> None:
     places = queue_places(state, cell.runtime.trace)
     assert sorted(p for p, _ in places.values()) == [1, 2, 3]
     assert [places[cell[n].uid][1] for n in ("r1", "b1", "r2")] == [1, 1, 2]
+
+
+def test_a_priority_that_quota_blocks_is_refused_by_quota_first() -> None:
+    cell = cell_with("teams: {solo: {quota: {batch: {cpu: 9}}}}", cores=2.0)
+    cell.tell(DrainRequested("m0", 0.0, cell.now_s + 60, who="ana"))
+    cell.job("small", 1.0, team="solo")
+    assert reasons(cell, "small") == (Reason.NO_MATCHING_MACHINE,)
+    refused = {f.change: f.effect for f in why(cell, "small").no_help}
+    assert refused["priority batch -> production"] == "needs 1 cpu; team 'solo' has no quota at production"
+    assert refused["priority batch -> batch+10"] == "no machine that takes new work is large enough"
+
+
+def test_quota_is_the_reason_even_where_no_machine_could_hold_the_job() -> None:
+    cell = cell_with("teams: {solo: {quota: {batch: {cpu: 9}}}}", cores=4.0)
+    cell.job("first", 1.0, (3, 3), team="solo")
+    waits = Retry((RetryOn.NO_CAPACITY,))
+    cell.job("huge", 8.0, team="solo", retry=waits)
+    assert reasons(cell, "huge") == (Reason.WAITING_FOR_QUOTA,)
+    view = why(cell, "huge")
+    assert view.reasons[0] is Reason.WAITING_FOR_QUOTA
+    assert "no machine is large enough" not in {f.effect for f in view.no_help}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from tidecell.cell.admission import blocking
 from tidecell.cell.disruptions import spare_disruptions
+from tidecell.cell.domains import in_one_domain, is_even
 from tidecell.cell.drains import closed_machines
 from tidecell.cell.ledger import Ledger
 from tidecell.cell.quota import gate_of, view_of
@@ -30,7 +31,6 @@ from tidecell.structs.messages import (
     TaskPlaced,
     TaskRef,
 )
-from tidecell.structs.placement import attributes_of
 
 
 @dataclass
@@ -60,7 +60,7 @@ def verify_plan(state: CellState, plan: Plan, now_s: float) -> Verified:
         job = state.jobs.get(uid)
         if job is None or (job.spec.array is not None and _array_is_full(job, out)):
             continue
-        if _gang_holds(state, job, group, ledger):
+        if _gang_holds(state, job, group, ledger, out):
             if not _quota_holds(job, group, gate):
                 ledger.give_back(group)
                 continue
@@ -97,7 +97,7 @@ def _pending_and_wanted(job: Job, index: int) -> Task | None:
     return task if task.state is TaskState.PENDING else None
 
 
-def _gang_holds(state: CellState, job: Job, group: list[Placement], ledger: Ledger) -> bool:
+def _gang_holds(state: CellState, job: Job, group: list[Placement], ledger: Ledger, out: Verified) -> bool:
     """Whether all of a group can be placed; if so they are on the ledger."""
     if job.spec.after and blocking(state, job):
         return False
@@ -107,7 +107,8 @@ def _gang_holds(state: CellState, job: Job, group: list[Placement], ledger: Ledg
     mine = {(job.uid, placement.index) for placement in group}
     if len(mine) < len(group):
         return False
-    if not _in_one_domain(state, job, group):
+    homes = _homes(job, out)
+    if not in_one_domain(state, job, group, homes) or not is_even(state, job, group, homes, ledger.closed):
         return False
     for done, placement in enumerate(group):
         if not _placement_holds(job, placement, mine, ledger):
@@ -116,15 +117,12 @@ def _gang_holds(state: CellState, job: Job, group: list[Placement], ledger: Ledg
     return True
 
 
-def _in_one_domain(state: CellState, job: Job, group: list[Placement]) -> bool:
-    """Whether all replicas are in one rack, or whatever the job requires."""
-    topology = job.spec.topology
-    if topology is None or not topology.required:
-        return True
-    names = {p.machine for p in group} | {t.machine for t in job.staying_tasks()}
-    machines = [state.machines.get(name) for name in names]
-    domains = {attributes_of(m.spec, topology.level) if m is not None else () for m in machines}
-    return len(domains) == 1 and () not in domains
+def _homes(job: Job, out: Verified) -> list[str]:
+    """Return the machines of a job's replicas, of those too that this very plan started before."""
+    staying = [task.machine for task in job.staying_tasks()]
+    if job.uid not in out.num_placed:
+        return staying
+    return staying + [p.machine for p in out.placed if p.ref.uid == job.uid]
 
 
 def _placement_holds(job: Job, placement: Placement, mine: set[tuple[str, int]], ledger: Ledger) -> bool:

@@ -42,6 +42,11 @@ def _value(parse: Callable[[str], T], text: str, flag: str) -> T:
         raise TidecellError(f"{flag} {text}: {error}") from error
 
 
+_by_label = click.option(
+    "-l", "--label", "labels", multiple=True, help="Only with this label: key=value, key!=value, key or !key."
+)
+
+
 def _ps_table(jobs: Sequence[JobStatus]) -> Table:
     rows = [
         (
@@ -61,22 +66,25 @@ def _ps_table(jobs: Sequence[JobStatus]) -> Table:
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Finished jobs too.")
 @click.option("-w", "--watch", is_flag=True, help="Keep showing, once a second.")
+@_by_label
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def ps(everything: bool, watch: bool, as_json: bool) -> None:
+def ps(everything: bool, watch: bool, labels: tuple[str, ...], as_json: bool) -> None:
     """List jobs."""
     with Client.from_home() as client:
         if watch and not as_json:
             with Live(console=out, auto_refresh=False) as live:
                 while True:
-                    live.update(_ps_table(client.jobs(everything)), refresh=True)
+                    live.update(_ps_table(client.jobs(everything, labels)), refresh=True)
                     time.sleep(1.0)
-        jobs = client.jobs(everything)
+        jobs = client.jobs(everything, labels)
     if as_json:
         print_json(jobs)
     elif jobs:
         out.print(_ps_table(jobs))
     else:
-        err.print("no jobs" if everything else "no live jobs (tide ps -a lists finished ones too)")
+        with_labels = " with these labels" if labels else ""
+        more = "" if everything else " (tide ps -a lists finished ones too)"
+        err.print(f"no {'' if everything else 'live '}jobs{with_labels}{more}")
 
 
 @click.command()
@@ -256,16 +264,36 @@ def _prefixed(text: str, index: int) -> str:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+@_by_label
+@click.option("-y", "--yes", is_flag=True, help="With -l: do not ask.")
 @click.option("--now", is_flag=True, help="Skip the grace period: SIGKILL at once.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait until it has stopped.")
-def stop(names: tuple[str, ...], now: bool, detach: bool) -> None:
-    """Stop jobs: notice, SIGTERM, and SIGKILL after the grace period."""
+def stop(names: tuple[str, ...], labels: tuple[str, ...], yes: bool, now: bool, detach: bool) -> None:
+    """Stop jobs, by name or by label: notice, SIGTERM, and SIGKILL after the grace period."""
+    if bool(names) == bool(labels):
+        what = "gives names and labels" if names else "says neither names nor labels"
+        raise TidecellError(f"the command {what}", "tide stop NAME... or tide stop -l key=value")
     with Client.from_home() as client:
+        if labels:
+            names = _chosen(client, labels, yes)
         stopped = [client.stop(name, now) for name in names]
         for job in stopped:
             last = job if detach else client.wait(job.uid)
             out.print(f"{last.name}  ", state_text(last.state), "" if last.done else "  (stopping)")
+
+
+def _chosen(client: Client, labels: tuple[str, ...], yes: bool) -> tuple[str, ...]:
+    """Return the uids of the live jobs with these labels, once somebody has seen and agreed to them."""
+    jobs = client.jobs(labels=labels)
+    if not jobs:
+        err.print("no live jobs with these labels")
+        return ()
+    err.print(_ps_table(jobs))
+    count = "this job" if len(jobs) == 1 else f"these {len(jobs)} jobs"
+    if not yes and not click.confirm(f"stop {count}?", default=False, err=True):
+        raise click.exceptions.Exit(1)
+    return tuple(job.uid for job in jobs)
 
 
 @click.command()

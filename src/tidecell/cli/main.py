@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logs": ("tidecell.cli.jobs", "logs", "Show a job's output"),
     "events": ("tidecell.cli.events", "events", "Show what happened"),
     "stop": ("tidecell.cli.jobs", "stop", "Stop a job"),
+    "cancel": ("tidecell.cli.jobs", "stop", "Stop a job, the same as stop"),
     "hold": ("tidecell.cli.work", "hold", "Hold a job back"),
     "release": ("tidecell.cli.work", "release", "Let a job start that is held back"),
     "scale": ("tidecell.cli.jobs", "scale", "Change a job's replicas"),

@@ -213,9 +213,18 @@ class Client:
 
     # --------------------------------------------------------------------------------- jobs
 
-    def jobs(self, everything: bool = False) -> list[JobStatus]:
-        """Return live jobs, or all that are remembered."""
-        return self._list("/v1/jobs", JobStatus, all="1" if everything else None)
+    def jobs(self, everything: bool = False, labels: Sequence[str] = ()) -> list[JobStatus]:
+        """Return live jobs, or all that are remembered, that pass all tests of their labels.
+
+        Args:
+            everything: Finished ones too.
+            labels: Tests such as ``owner=ana``, ``owner!=ana``, ``owner`` or ``!owner``.
+
+        Raises:
+            RefusedError: One of ``labels`` is no such test.
+        """
+        query = {"all": "1" if everything else None, "label": list(labels) or None}
+        return self._list("/v1/jobs", JobStatus, **query)
 
     def job(self, name: str) -> JobStatus:
         """Return the newest run of that name, or the run of that uid.

@@ -172,7 +172,8 @@ def _rows_from_now_on(
         room = Room(free.free_NR - kept.free_NR, free.gpu_NG - kept.gpu_NG)
         keys = (-board.rank_N[rows], room.gpu_NG[rows].sum(axis=1), room.free_NR[rows, 0])
         row = int(rows[np.lexsort(keys)[-1]])
-        devices = _freest_devices(board, row, room, request)
+        typed_G = None if kind.typed_NG is None else kind.typed_NG[row]
+        devices = _freest_devices(board, row, room, request, typed_G)
         out.append((row, request, devices))
         Board.add(kept, row, request, [fleet.accelerator_at[row][d] for d in devices], 1)
     return out
@@ -196,7 +197,11 @@ def _one_domain(board: Board, job: JobView, count: int, room: Room) -> Bools:
     return best
 
 
-def _freest_devices(board: Board, row: int, room: Room, request: Resources) -> tuple[int, ...]:
+def _freest_devices(
+    board: Board, row: int, room: Room, request: Resources, typed_G: Bools | None
+) -> tuple[int, ...]:
+    """Return the devices of a row, of the type asked for, that have most room."""
     accelerators = board.fleet.specs[row].accelerators
-    order = sorted(range(len(accelerators)), key=lambda c: (-int(room.gpu_NG[row, c]), c))
+    suited = [c for c in range(len(accelerators)) if typed_G is None or typed_G[c]]
+    order = sorted(suited, key=lambda c: (-int(room.gpu_NG[row, c]), c))
     return tuple(accelerators[c].index for c in order[: request.num_accelerators])

@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tidecell.scheduler.feasibility import PlacementClass, Room, choose_devices, class_key, placement_class
+from tidecell.scheduler.feasibility import (
+    PlacementClass,
+    Room,
+    choose_devices,
+    class_key,
+    devices_of_type,
+    placement_class,
+)
 from tidecell.scheduler.fleet import CPU, MEMORY, Fleet
 from tidecell.scheduler.snapshot import JobView, Kept, Snapshot, TaskView
 from tidecell.structs.job import JobSpec
@@ -50,6 +57,15 @@ def occupy(fleet: Fleet, task: TaskView, sign: int) -> None:
         (fleet.leave if sign > 0 else fleet.left)(row, task.resources, task.accelerators)
 
 
+def _type_claimed(snapshot: Snapshot, claim: Claim) -> str:
+    """Return the type of accelerators that a claim without devices is for; claims of today name devices."""
+    if claim.accelerators or not claim.resources.gpu_millis:
+        return ""
+    job = next((j for j in snapshot.jobs if j.uid == claim.uid), None)
+    shapes = job.spec.shapes if job is not None else ()
+    return next((s.accelerator_type for s in shapes if s.resources == claim.resources), "")
+
+
 class Board:
     """Mutable picture of the machines during one pass.
 
@@ -77,7 +93,7 @@ class Board:
         self._avoided: dict[str, dict[int, list[int]]] = {}
         for claim in snapshot.claims:
             if claim.machine in fleet.rows:
-                self.claim(claim)
+                self.claim(claim, _type_claimed(snapshot, claim))
 
     # ------------------------------------------------------------------------------------ asking
 
@@ -154,15 +170,15 @@ class Board:
         free_NR = np.maximum(self.reserved.free_NR - np.maximum(extra.free_NR, 0), 0)
         return Room(free_NR, np.maximum(self.reserved.gpu_NG - np.maximum(extra.gpu_NG, 0), 0))
 
-    def free_for(self, name: str, mine: Iterable[Key] = ()) -> Resources:
-        """Return what these tasks may use of one machine, nothing below zero."""
-        return self.in_row(self.room(mine), self.fleet.rows[name])
+    def free_for(self, name: str, mine: Iterable[Key] = (), accelerator_type: str = "") -> Resources:
+        """Return what these tasks may use of one machine, accelerators of this type; nothing below zero."""
+        return self.in_row(self.room(mine), self.fleet.rows[name], accelerator_type)
 
-    @staticmethod
-    def in_row(room: Room, row: int) -> Resources:
-        """Return what a room has in one row, nothing below zero."""
+    def in_row(self, room: Room, row: int, accelerator_type: str = "") -> Resources:
+        """Return what a room has in one row, accelerators of this type (empty: any); nothing below zero."""
         cpu, memory = (max(0, int(room.free_NR[row, r])) for r in (CPU, MEMORY))
-        return Resources(cpu, memory, int(np.maximum(room.gpu_NG[row], 0).sum()))
+        typed_G = devices_of_type(self.fleet, accelerator_type)[0][row]
+        return Resources(cpu, memory, int(np.maximum(room.gpu_NG[row], 0)[typed_G].sum()))
 
     # ------------------------------------------------------------------------------------ moving
 
@@ -205,11 +221,16 @@ class Board:
         if row is not None:  # nothing becomes free on a machine that is away
             self.fleet.leave(row, task.resources, task.accelerators)
 
-    def claim(self, claim: Claim) -> None:
-        """Hold capacity for a task: what is free, or what leaving tasks still use."""
+    def claim(self, claim: Claim, accelerator_type: str = "") -> None:
+        """Hold capacity for a task: what is free, or what leaving tasks still use.
+
+        The type matters for a claim that names no devices.
+        """
         key, row = (claim.uid, claim.index), self.fleet.rows[claim.machine]
         self.unclaim(key)
-        columns = self._columns(row, claim.accelerators) or self._devices_to_come(row, claim.resources)
+        columns = self._columns(row, claim.accelerators) or self._devices_to_come(
+            row, claim.resources, accelerator_type
+        )
         self.claims[key], self._devices[key] = claim, columns
         self.use(row, claim.resources, columns, -1)
 
@@ -225,10 +246,11 @@ class Board:
         at = self.fleet.accelerator_at[row]
         return tuple(at[index] for index in devices)
 
-    def _devices_to_come(self, row: int, request: Resources) -> tuple[int, ...]:
+    def _devices_to_come(self, row: int, request: Resources, accelerator_type: str) -> tuple[int, ...]:
         """Choose devices for a claim that names none: those of an older version."""
         gpu_G = self.free.gpu_NG[row] + self.fleet.gpu_leaving_NG[row]
-        return tuple(choose_devices(gpu_G, self.fleet.gpu_type_NG[row] >= 0, request.gpu_millis))
+        typed_G = devices_of_type(self.fleet, accelerator_type)[0][row]
+        return tuple(choose_devices(gpu_G, typed_G, request.gpu_millis))
 
     @staticmethod
     def _add(room: Room, row: int, resources: Resources, columns: Iterable[int], sign: int) -> None:

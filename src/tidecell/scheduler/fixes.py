@@ -298,28 +298,42 @@ class Search:
         ]
 
     def _why_not_taken(self, priority: Priority) -> str:
-        """Return why this priority takes nothing from those who hold what is needed."""
-        if Reason.WAITING_FOR_QUOTA in self.reasons:
-            return self._no_quota(priority)
+        """Return why this priority takes nothing from those who hold what is needed: quota is asked first."""
+        quota = self._no_quota(priority)
+        if quota:
+            return quota
+        if not self.holders:
+            return self._why_nobody()
         reasons: dict[str, list[str]] = {}
         for name in dict.fromkeys(h.job for h in self.holders):
             job = next(j for j in self.snapshot.jobs if j.name == name)
             reasons.setdefault(_refusal(job, priority.band, self.snapshot.now_s), []).append(name)
         kinds = {text: listed(names) for text, names in reasons.items() if text}
-        if not self.holders:
-            return "no machine is large enough" if self.snapshot.machines else "no machine has joined"
         if not kinds:
             return "what could be taken is not enough"
         return ", ".join(f"{names} {text}" for text, names in kinds.items())
 
+    def _why_nobody(self) -> str:
+        """Return why a priority does not help where nobody holds what is needed."""
+        if not self.snapshot.machines:
+            return "no machine has joined"
+        if Reason.NO_MATCHING_MACHINE in self.reasons:
+            takes = "that takes new work " if self.snapshot.closed else ""
+            return f"no machine {takes}is large enough"
+        return "nobody runs there who could give way"
+
     def _no_quota(self, priority: Priority) -> str:
-        if priority.band is self.job.spec.priority.band:
+        """Return why quota does not let it start at this priority; empty if quota is not what is short."""
+        waits = Reason.WAITING_FOR_QUOTA in self.reasons
+        if waits and priority.band is self.job.spec.priority.band:
             return "an integer only orders: quota is short at this band"
         changed = reprioritized(self.snapshot, self.job, priority)
         gate, job = Gate.of(changed), find_job(changed, self.job.uid)
         pending = [t.index for t in self.job.tasks if t.pending][: num_missing(self.job) or 1]
         block = gate.check(job, pending) if gate is not None and job is not None else None
-        return block.text if block is not None else "it would wait for capacity there"
+        if block is None:
+            return "it would wait for capacity there" if waits else ""
+        return block.text
 
     # ---------------------------------------------------------------------------------------- others
 

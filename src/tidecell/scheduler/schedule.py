@@ -339,7 +339,7 @@ def _explain_wait(run: _Pass, unit: Unit) -> Waiting:
         detail = f"needs {needs}; what is free is held for '{head}', which goes first"
         return Waiting((Reason.PRIORITY, Reason.WAITING_FOR_CAPACITY), detail, behind=head)
     reasons: tuple[Reason, ...] = (Reason.WAITING_FOR_CAPACITY,)
-    free = f"free now: {_describe_free(run)}"
+    free = f"free now: {_describe_free(run, unit.job.spec.accelerator_type)}"
     if _fails_by_domains(run, unit):
         reasons = (*reasons, Reason.TOPOLOGY_PLACEMENT_FAILED)
         free = f"room now: {describe_domains(run.board, unit.job, run.board.room(unit.task_keys()))}"
@@ -366,11 +366,11 @@ def _describe_needs(unit: Unit) -> str:
     return each + where if len(unit.tasks) == 1 else f"{len(unit.tasks)} x {each} together{where}"
 
 
-def _describe_free(run: _Pass) -> str:
+def _describe_free(run: _Pass, accelerator_type: str) -> str:
     fleet, room = run.board.fleet, run.board.room()
     names = sorted(fleet.names)
     parts = [
-        f"{name}: {_with_cpu(run.board.in_row(room, fleet.rows[name]))}"
+        f"{name}: {_with_cpu(run.board.in_row(room, fleet.rows[name], accelerator_type))}"
         if fleet.open_N[fleet.rows[name]]
         else f"{name}: is being drained"
         for name in names[:4]

@@ -57,7 +57,7 @@ def describe_free(snapshot: Snapshot, job: JobView, max_machines: int = 6) -> st
     if job.spec.topology is not None and job.spec.topology.required and snapshot.machines:
         return f"room for {describe_domains(board, job, board.room(mine)) or 'none'}"
     free = {
-        m.name: _masked(board.free_for(m.name, mine), job.spec.resources)
+        m.name: _masked(board.free_for(m.name, mine, job.spec.accelerator_type), job.spec.resources)
         for m in snapshot.machines
         if m.has_type(job.spec.accelerator_type)
         and m.name not in snapshot.closed

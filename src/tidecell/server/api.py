@@ -60,6 +60,7 @@ from tidecell.structs.errors import (
     TidecellError,
 )
 from tidecell.structs.job import JobSpec, Priority, Replicas
+from tidecell.structs.labels import LABEL_HINT, parse_labels, passes
 from tidecell.structs.messages import JobChanged, JobHoldRequested, JobStopRequested, JobSubmitted
 from tidecell.web.app import routes as console_routes
 
@@ -192,8 +193,9 @@ class Api:
         state = self._control.state
         everything = request.query_params.get("all", "") not in ("", "0", "false")
         jobs = state.jobs.values() if everything else state.live_jobs()
+        tests = parse_labels(request.query_params.getlist("label"))
         places = queue_places(state, self._control.runtime.trace)
-        return _items(self.status(job, places) for job in jobs)
+        return _items(self.status(job, places) for job in jobs if passes(job.spec.labels, tests))
 
     async def submit(self, request: Request) -> Response:
         spec = owned_by_asker(await self._body(request, JobSpec), asker(request))
@@ -369,7 +371,15 @@ OPERATIONS = (
     Operation("GET", "/v1/cell", "The cell itself", CellStatus),
     Operation("GET", "/v1/machines", "Machines: capacity, reserved, used", MachineStatus, many=True),
     Operation(
-        "GET", "/v1/jobs", "Jobs", JobStatus, many=True, parameters=(("all", "boolean", "finished ones too"),)
+        "GET",
+        "/v1/jobs",
+        "Jobs",
+        JobStatus,
+        many=True,
+        parameters=(
+            ("all", "boolean", "finished ones too"),
+            ("label", "string", f"{LABEL_HINT}; may be repeated"),
+        ),
     ),
     Operation("POST", "/v1/jobs", "Submit a job", JobStatus, body=JobSpec, status=201),
     Operation(

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from cell_harness import Cell, job_spec, service_spec
+from msgspec.structs import replace
 
+from tidecell.scheduler.board import Board
 from tidecell.scheduler.schedule import schedule
-from tidecell.scheduler.snapshot import Waiting
-from tidecell.structs.job import Reason, Retry, RetryOn, Shape
+from tidecell.scheduler.snapshot import TaskView, Waiting
+from tidecell.structs.job import Band, Reason, Retry, RetryOn, Shape
 from tidecell.structs.placement import Preference, Spread, Topology, parse_condition
 from tidecell.structs.resources import Resources
 
@@ -235,3 +237,56 @@ def test_memory_of_devices_can_be_asked_for():
     cell = Cell().machine("m", 8, gpus=["T4"])
     cell.submit(job_spec("x", gpus=1, retry=WAITS, **when("gpu_memory >= 40GB")))
     assert waiting(cell, "x").reasons == (Reason.NO_MATCHING_MACHINE,)
+
+
+def test_what_is_kept_for_a_head_is_of_the_type_that_it_asked_for():
+    cell = Cell().machine("m", 16, gpus=["T4", "T4", "H100", "H100"])
+    for name in ("one", "other"):
+        cell.submit(job_spec(name, gpus=1, accelerator_type="H100"))
+    cell.submit(job_spec("head", gpus=2, accelerator_type="H100"))
+    assert waiting(cell, "head").detail.endswith("free now: m: 14 cpu, 16.0 GiB")  # no H100
+    cell.submit(job_spec("tee", gpus=2, accelerator_type="T4"))
+    assert cell.task("tee").accelerators == (0, 1)  # nothing of that is kept for the head
+    cell.up().stop("one")
+    cell.leave()
+    cell.submit(job_spec("late", gpus=1, accelerator_type="H100"))
+    assert machines_of(cell, "late") == []  # it would starve the head
+    cell.stop("other")
+    cell.leave()
+    assert cell.task("head").accelerators == (2, 3)
+
+
+def test_a_claim_that_names_no_devices_holds_some_of_the_right_type():
+    cell = Cell().machine("m", 8, gpus=["T4", "H100"])
+    cell.submit(job_spec("h", gpus=1, accelerator_type="H100"))
+    cell.submit(job_spec("urgent", gpus=1, accelerator_type="H100", band=Band.PRODUCTION))
+    snapshot = cell.snapshot()
+    (claim,) = snapshot.claims
+    assert claim.accelerators == (1,)
+    board = Board(replace(snapshot, claims=(replace(claim, accelerators=()),)))
+    assert board.room().gpu_NG[0].tolist() == [1000, -1000]
+
+
+@pytest.mark.parametrize("asked", ["T4", "H100", "A100"])
+@pytest.mark.parametrize("share", [0.5, 1, 2])
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_device_of_another_type_is_ever_given(asked: str, share: float, cached: bool):
+    kinds = ["A100", "T4", "H100", "T4", "A100", "H100"]
+    cell = Cell().machine("m", 64, gpus=kinds).machine("n", 64, gpus=kinds[::-1])
+    cell.machine("closed", 1)
+    spec = job_spec("x", cpu=0.1, replicas=(1, 12), gpus=share, accelerator_type=asked)
+    cell.submit(job_spec("filler", cpu=0.1, replicas=(1, 3), gpus=0.5))
+    uid = cell.submit(spec).uid
+    snapshot = cell.snapshot()
+    bare = replace(
+        snapshot,
+        jobs=tuple(
+            replace(j, tasks=tuple(TaskView(i, pending=True) for i in range(12))) if j.uid == uid else j
+            for j in snapshot.jobs
+        ),
+    )
+    plan, _ = schedule(bare, cached=cached)
+    types = {m.name: [a.type for a in m.accelerators] for m in bare.machines}
+    given = [types[p.machine][device] for p in plan.placements for device in p.accelerators]
+    assert given
+    assert set(given) == {asked}
