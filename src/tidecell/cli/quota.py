@@ -11,6 +11,7 @@ import click
 from tidecell.cli.show import err, out, print_json, print_table
 from tidecell.client.client import Client
 from tidecell.client.policy import parse_policy
+from tidecell.client.policy_diff import describe_change
 from tidecell.client.quota_views import QuotaStatus
 from tidecell.structs.errors import NotFoundError, TidecellError
 from tidecell.structs.tenant import Policy, describe_amounts
@@ -31,7 +32,7 @@ def quota() -> None:
     """Show what teams may use and do use; `tide quota TEAM` one of them.
 
     \b
-    tide quota apply -f quota.yaml   set teams, quotas and prices (docs/quota.md)
+    tide quota apply -f quota.yaml   set teams, quotas and prices (docs/quota.md); asks first
     tide quota clear                 take them away: everything is allowed
     """
 
@@ -78,15 +79,29 @@ def _date(at_s: float) -> str:
 @quota.command()
 @click.option("-f", "--file", "path", required=True, help="YAML file, or - for standard input.")
 @click.option("--dry-run", is_flag=True, help="Check the file; change nothing.")
-def apply(path: str, dry_run: bool) -> None:
-    """Set teams, quotas and prices from a file; it replaces what was set before."""
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def apply(path: str, dry_run: bool, yes: bool) -> None:
+    """Show what a file changes, and set teams, quotas and prices from it; it replaces what was set before."""
+    from tidecell.cell.quota import begin_periods
+
     policy = read_policy(path)
     if dry_run:
         err.print(f"{path}: {len(policy.teams)} teams, no mistakes")
         return
+    if path == "-" and not yes:
+        hint = "look at it with --dry-run, then say -y"
+        raise TidecellError("nobody can be asked while the file comes from standard input", hint)
     with Client.from_home() as client:
-        for line in client.set_policy(policy).lines:
-            out.print(line)
+        before = client.policy()
+        after = begin_periods(policy, before, time.time())  # as the cell does when it is set
+        for line in describe_change(before, after):
+            out.print(line, markup=False)
+        if before == after:
+            return
+        if not yes and not click.confirm("apply?", default=True, err=True):
+            raise click.exceptions.Exit(1)
+        client.set_policy(policy)
+    err.print(f"set: {len(policy.teams)} teams     tide quota shows them with what is used")
 
 
 def read_policy(path: str) -> Policy:

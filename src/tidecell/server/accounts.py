@@ -17,12 +17,13 @@ from tidecell.cell.accounting import GROUPS, Account, usage_rows
 from tidecell.cell.describe import describe_event
 from tidecell.cell.journal import Record, read_records
 from tidecell.client.account_views import UsageView
+from tidecell.client.policy_diff import describe_change
 from tidecell.client.quota_views import Change as PolicyChange
 from tidecell.client.quota_views import QuotaStatus
 from tidecell.client.views import EventView, Sample
 from tidecell.server.control import ControlPlane
 from tidecell.server.openapi import Operation
-from tidecell.server.quota import describe_change, quota_status
+from tidecell.server.quota import quota_status
 from tidecell.structs.errors import NotFoundError, RefusedError
 from tidecell.structs.messages import JobAccepted, PolicyProposed
 from tidecell.structs.tenant import Policy, Prices

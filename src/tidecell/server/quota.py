@@ -10,7 +10,7 @@ from tidecell.cell.state import CellState
 from tidecell.client.quota_views import QuotaStatus
 from tidecell.scheduler.quota import Account, Gate
 from tidecell.structs.job import BAND_WORDS, Band
-from tidecell.structs.tenant import UNLIMITED, Amounts, Policy, Prices, Quota, Team
+from tidecell.structs.tenant import UNLIMITED, Amounts, Quota, Team
 
 
 def quota_status(state: CellState, now_s: float, team: str = "") -> Iterator[QuotaStatus]:
@@ -85,20 +85,3 @@ def _lent(gate: Gate, account: Account, names: list[str]) -> Amounts:
         if borrowed and total and unused[account.team]:
             out[component] = min(unused[account.team], borrowed * unused[account.team] // total)
     return out
-
-
-def describe_change(before: Policy | None, after: Policy | None) -> tuple[str, ...]:
-    """Return what a new policy changes, one line a team."""
-    if before == after:
-        return ("unchanged",)
-    old = {t.name: t for t in before.teams} if before is not None else {}
-    new = {t.name: t for t in after.teams} if after is not None else {}
-    lines = [f"team {name}: new" for name in new if name not in old]
-    lines += [f"team {name}: changed" for name in new if name in old and new[name] != old[name]]
-    lines += [f"team {name}: taken away" for name in old if name not in new]
-    if after is None:
-        lines.append("no quota any more: everything is allowed")
-    elif before is None or before.prices != after.prices:
-        same = after.prices == (before.prices if before is not None else Prices())
-        lines += [] if same else ["prices: set"]
-    return tuple(lines) or ("changed",)
