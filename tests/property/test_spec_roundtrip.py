@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tidecell.client.schema import parse_data, parse_specs, spec_diff, spec_to_dict
 from tidecell.client.schema_work import CATCH_UPS, OVERLAPS
@@ -21,6 +22,7 @@ from tidecell.structs.job import (
     Disruptions,
     JobSpec,
     Kind,
+    Override,
     Preemption,
     Priority,
     Probes,
@@ -145,7 +147,31 @@ def places(draw: st.DrawFn) -> dict[str, object]:
 
 
 @st.composite
+def overrides(draw: st.DrawFn, spec: JobSpec) -> tuple[Override, ...]:
+    """What some replicas have otherwise."""
+    if spec.array is not None or spec.schedule is not None:
+        return ()
+    out, at = [], 0
+    while at < spec.replicas.max and len(out) < 3 and draw(st.booleans()):
+        first = draw(st.integers(at, spec.replicas.max - 1))
+        last = draw(st.integers(first, min(first + 3, spec.replicas.max - 1)))
+        size = draw(st.one_of(st.none(), shapes().map(lambda s: s.resources))) if not spec.any_of else None
+        size = None if size == spec.resources else size
+        own = Override(first, last, size, draw(variables), draw(st.one_of(st.just(""), words)))
+        at = last + 1
+        if own != Override(first, last) and not (spec.models and own.run):
+            out.append(own)
+    return tuple(out)
+
+
+@st.composite
 def specs(draw: st.DrawFn) -> JobSpec:
+    spec = draw(plain_specs())
+    return replace(spec, tasks=draw(overrides(spec)))
+
+
+@st.composite
+def plain_specs(draw: st.DrawFn) -> JobSpec:
     service = draw(st.booleans())
     argv = tuple(draw(st.lists(words, min_size=1, max_size=3))) if draw(st.booleans()) else ()
     replicas = draw(ranges())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from msgspec.structs import replace
 
 from tidecell.cell.records import CellState, Job
 from tidecell.scheduler.attributes import unmet
 from tidecell.scheduler.fleet import Fleet
+from tidecell.scheduler.gang import fits_empty
+from tidecell.scheduler.snapshot import JobView, TaskView
 from tidecell.scheduler.topology import num_that_fit
 from tidecell.structs.errors import ConflictError, RefusedError
 from tidecell.structs.job import JobSpec, Reason, Replicas, RetryOn, Shape, TaskState
@@ -67,6 +71,9 @@ def check_capacity(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
     """Raise RefusedError if the gang would not fit on the empty cell (unless the job waits for that)."""
     if RetryOn.NO_CAPACITY in spec.retry.on:
         return
+    if spec.sizes:
+        _check_sizes(state, spec, replicas)
+        return
     room = _room_when_empty(state, spec)
     if room is None or room >= max(1, replicas.min):
         return
@@ -84,6 +91,33 @@ def check_capacity(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
         f"job '{spec.name}' needs {replicas.min} replicas of {spec.resources.describe()} together{where}; "
         f"the empty cell holds {room}",
         (f"set replicas.min to {room} or fewer" if room else "") + (" or " if room and fix else "") + fix,
+        Reason.NO_MATCHING_MACHINE,
+    )
+
+
+def _check_sizes(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
+    """Raise RefusedError if a gang of differing sizes would not fit on the empty cell."""
+    machines = [m.spec for m in state.machines.values() if m.up]
+    if not machines:
+        return
+    fleet, count = Fleet.of(machines), max(1, replicas.min)
+    view = JobView("", spec, 0.0, count, tuple(TaskView(i, pending=True) for i in range(count)))
+    if fits_empty(fleet, view, range(count)):
+        return
+    alone = next((i for i in range(count) if not fits_empty(fleet, view, [i])), None)
+    if alone is not None:
+        raise RefusedError(
+            f"replica {alone} of job '{spec.name}' needs {spec.request(alone).describe()}; "
+            "no machine is large enough, also when it is empty",
+            "ask for less under tasks, or add a machine",
+            Reason.NO_MATCHING_MACHINE,
+        )
+    where, _ = _together(spec)
+    sizes = Counter(spec.request(i).describe() for i in range(count))
+    needs = " and ".join(f"{n} x {text}" for text, n in sizes.items())
+    raise RefusedError(
+        f"job '{spec.name}' needs {needs} together{where}; the empty cell does not hold that",
+        "set replicas.min lower, ask for less, or add machines",
         Reason.NO_MATCHING_MACHINE,
     )
 

@@ -266,7 +266,7 @@ def _touch(decision: Decision, uid: str) -> None:
 def start_command(job: Job, task: Task, ref: TaskRef) -> StartTask:
     """Return the command that starts a placed task; sending it twice does no harm."""
     size = 1 if job.spec.array is not None else job.num_staying
-    spec = spec_of(job, task)
+    spec = spec_of(job, task).for_task(task.index)
     return StartTask(ref, task.machine, task.attempt, spec, task.accelerators, size, task.resources)
 
 
@@ -350,7 +350,7 @@ def _plan(state: CellState, message: PlanProposed, now_s: float) -> Decision:
                 placed.ref,
                 placed.machine,
                 placed.attempt,
-                job.spec,
+                job.spec.for_task(placed.ref.index),
                 placed.accelerators,
                 size,
                 placed.resources,

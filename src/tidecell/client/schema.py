@@ -22,6 +22,7 @@ from tidecell.client.schema_placement import (
     read_spread,
     read_topology,
 )
+from tidecell.client.schema_tasks import program, read_env, read_mapping, read_tasks, task_rules
 from tidecell.client.schema_work import read_array, read_begin, read_schedule, work_rules
 from tidecell.client.section import (
     NAME_HINT,
@@ -36,14 +37,12 @@ from tidecell.client.section import (
     plainly,
     positive,
     positive_duration,
-    text_of,
     whole_number,
     yes_or_no,
 )
 from tidecell.client.specform import spec_diff, spec_to_dict
 from tidecell.client.units import (
     UnitError,
-    check_env,
     parse_cpu,
     parse_duration,
     parse_env,
@@ -148,7 +147,7 @@ class _SpecReader:
             top.note("name", "is missing", NAME_HINT)
         name = top.take("name", name_of, "")
         nothing: tuple[str, tuple[str, ...]] = ("", ())
-        run, argv = top.take("run", self._run, nothing)
+        run, argv = top.take("run", program, nothing)
         shapes = read_shapes(top)
         array = read_array(top)
         spec = JobSpec(
@@ -158,7 +157,7 @@ class _SpecReader:
             argv=argv,
             setup=top.take("setup", filled, ""),
             workdir=top.take("workdir", self._directory, ""),
-            env=self._mapping("env", check=True),
+            env=read_env(top),
             resources=shapes[0].resources,
             accelerator_type=shapes[0].accelerator_type,
             any_of=shapes[1:],
@@ -179,7 +178,7 @@ class _SpecReader:
             probes=self._probes(service),
             scaling=self._scaling(),
             models=top.take("models", models, ()),
-            labels=self._mapping("labels", check=False),
+            labels=read_mapping(top, "labels"),
             team=top.take("team", name_of, ""),
             update=read_update(top, service),
             disruptions=read_disruptions(top),
@@ -188,6 +187,7 @@ class _SpecReader:
             topology=read_topology(top),
             spread=read_spread(top),
             data=read_data(top),
+            tasks=read_tasks(top, shapes[0]),
         )
         self._rules(spec)
         return self._with_model(spec)
@@ -198,41 +198,12 @@ class _SpecReader:
             raise UnitError("'dev' is not supported in this version", "use kind: job")
         return Kind(choice([k.value for k in Kind])(node))
 
-    @staticmethod
-    def _run(node: Node) -> tuple[str, tuple[str, ...]]:
-        """A shell script, or a list: a program and its arguments."""
-        if node.items is None:
-            return filled(node), ()
-        if not node.items or not filled(node.items[0]):
-            raise UnitError("is empty", "give a program and its arguments")
-        return "", tuple(text_of(n) for n in node.items)
-
     def _directory(self, node: Node) -> str:
         text = filled(node)
         path = (self._base_dir / Path(text).expanduser()).resolve()
         if not path.is_dir():
             raise UnitError(f"there is no directory {show(text)} ({path})", "make it, or correct the path")
         return str(path)
-
-    def _mapping(self, key: str, check: bool) -> dict[str, str]:
-        """Read a mapping of text to text, as it was written; ``check``: its keys are variables."""
-        node = self.top.node.get(key)
-        if node is None:
-            return {}
-        below = Section(node, key, self.mistakes, self.top.label)
-        if node.pairs is None:
-            below.note("", f"must be a mapping, not {show(node.plain())}", f"write {key}: {{NAME: value}}")
-            return {}
-        values = {}
-        for name, line, value in node.pairs:
-            try:
-                values[name] = text_of(value)
-                if check:
-                    check_env(name, values[name])
-            except UnitError as error:
-                hint = 'quote it; "" is the empty text' if value.is_empty else error.hint
-                below.note(name, "has no value" if value.is_empty else error.message, hint, line)
-        return values
 
     def _replicas(self) -> Replicas:
         node = self.top.node.get("replicas")
@@ -292,6 +263,7 @@ class _SpecReader:
             )
         work_rules(top, spec)
         placement_rules(top, spec)
+        task_rules(top, spec)
         if spec.name and spec.name in spec.after:
             top.note("after", f"'{spec.name}' cannot come after itself", "take it out")
 

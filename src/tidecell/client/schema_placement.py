@@ -36,7 +36,7 @@ def read_shapes(top: Section) -> tuple[Shape, ...]:
     section = top.section("resources")
     if section is None:
         return (Shape(Resources(cpu_millis=1000)),)
-    base = _shape(section, Shape(Resources(cpu_millis=1000)))
+    base = shape_of(section, Shape(Resources(cpu_millis=1000)))
     node = section.node.get("any_of")
     if node is None:
         return (base,)
@@ -51,14 +51,14 @@ def read_shapes(top: Section) -> tuple[Shape, ...]:
     shapes = []
     for item in node.items:
         below = Section(item, "any_of", top.mistakes, top.label)
-        shapes.append(_shape(below, base) if below.check_keys() else base)
+        shapes.append(shape_of(below, base) if below.check_keys() else base)
     for at, shape in enumerate(shapes):
         if shape in shapes[:at]:
             section.note("any_of", f"alternative {at + 1} is the same as an earlier one", "take it out")
     return tuple(shapes)
 
 
-def _shape(section: Section, base: Shape) -> Shape:
+def shape_of(section: Section, base: Shape) -> Shape:
     """Read one set of resources; what it does not say is as in ``base``."""
     have = base.resources
     kind, gpu_millis = section.take("gpu", plainly(parse_gpu), (base.accelerator_type, have.gpu_millis))

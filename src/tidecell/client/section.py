@@ -29,6 +29,7 @@ class Section:
     mistakes: list[Mistake]
     label: str = ""
     bad: set[str] = field(default_factory=set)
+    level: str = ""  # whose keys it has, where its path is not one of the vocabulary's
 
     def note(self, key: str, message: str, hint: str = "", line: int | None = None) -> None:
         """Note a mistake; without ``line`` that of the key, or else of the mapping."""
@@ -61,11 +62,13 @@ class Section:
     def check_keys(self) -> bool:
         """Note unknown keys; False if this is no mapping at all."""
         if self.node.pairs is None:
-            self.note("", f"must be a mapping, not {show(self.node.plain())}", example(self.path))
+            self.note(
+                "", f"must be a mapping, not {show(self.node.plain())}", example(self.level or self.path)
+            )
             return False
         for key, line, _ in self.node.pairs:
-            if key not in KEYS[self.path]:
-                message, hint = describe_unknown(key, self.path)
+            if key not in KEYS[self.level or self.path]:
+                message, hint = describe_unknown(key, self.level or self.path)
                 self.note(key, message, hint, line)
         return True
 

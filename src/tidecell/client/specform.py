@@ -12,6 +12,7 @@ from tidecell.structs.job import (
     Band,
     JobSpec,
     Kind,
+    Override,
     Preemption,
     Priority,
     Probes,
@@ -103,7 +104,26 @@ def _full(spec: JobSpec) -> dict[str, Any]:
     if spec.disruptions is not None:
         out["disruptions"] = {"max_unavailable": _amount(spec.disruptions.max_unavailable)}
     out |= _where(spec)
+    if spec.tasks:
+        out["tasks"] = {_span(o): _override(o, spec) for o in spec.tasks}
     return {**out, "models": list(spec.models), "labels": dict(spec.labels), "team": spec.team}
+
+
+def _span(own: Override) -> str:
+    return str(own.first) if own.first == own.last else f"{own.first}-{own.last}"
+
+
+def _override(own: Override, spec: JobSpec) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if own.resources is not None:
+        mine = _shape(Shape(own.resources, spec.accelerator_type if own.resources.gpu_millis else ""))
+        base = _shape(spec.shapes[0])
+        out["resources"] = {k: v for k, v in mine.items() if v != base[k]}
+    if own.env:
+        out["env"] = dict(own.env)
+    if own.run or own.argv:
+        out["run"] = list(own.argv) if own.argv else own.run
+    return out
 
 
 def _resources(spec: JobSpec) -> dict[str, Any]:

@@ -60,9 +60,11 @@ def placement_class(fleet: Fleet, spec: JobSpec, shape: int) -> PlacementClass:
     wanted = spec.shapes[shape]
     allowed_N = fleet.open_N.copy()
     typed_NG = None
-    if wanted.accelerator_type or wanted.resources.gpu_millis:
+    asked = [resources.gpu_millis for _, _, resources in spec.sizes]
+    if wanted.accelerator_type or wanted.resources.gpu_millis or any(asked):
         typed_NG, some_N = devices_of_type(fleet, wanted.accelerator_type)
-        allowed_N &= some_N
+        if not asked:  # else some replicas may need no accelerator, and each size is looked at by itself
+            allowed_N &= some_N
     for condition in spec.constraints:
         allowed_N &= meets_N(fleet, condition)
     return PlacementClass(wanted, allowed_N, typed_NG, _bias_N(fleet, spec))
@@ -70,7 +72,7 @@ def placement_class(fleet: Fleet, spec: JobSpec, shape: int) -> PlacementClass:
 
 def class_key(spec: JobSpec, shape: int) -> tuple[object, ...]:
     """Return what makes two jobs one placement class."""
-    return (spec.shapes[shape], spec.constraints, spec.prefer, spec.data)
+    return (spec.shapes[shape], spec.constraints, spec.prefer, spec.data, spec.sizes)
 
 
 def _bias_N(fleet: Fleet, spec: JobSpec) -> Floats | None:

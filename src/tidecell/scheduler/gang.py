@@ -9,8 +9,9 @@ import numpy as np
 from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.feasibility import Floats, PlacementClass, Room, choose_devices, copies_N, fits_N
+from tidecell.scheduler.fleet import Fleet
 from tidecell.scheduler.scoring import best_row, left_over_N
-from tidecell.scheduler.snapshot import JobView
+from tidecell.scheduler.snapshot import JobView, Snapshot
 from tidecell.scheduler.topology import Evenness, domain_masks
 from tidecell.structs.resources import Resources
 
@@ -33,10 +34,34 @@ def fit(board: Board, job: JobView, indices: Sequence[int], room: Room) -> list[
     for shape in range(last + 1):
         for rows in _rows_to_try(board, job, shape, indices, room):
             final = shape == last and rows is None
-            spots = _Fitting(board, job, shape, room if final else room.copy(), rows).run(indices)
+            order = largest_first(job, indices, shape) if job.spec.sizes else indices
+            spots = _Fitting(board, job, shape, room if final else room.copy(), rows).run(order)
             if spots is not None:
-                return spots
+                return spots if order is indices else _in_order(indices, order, spots)
     return None
+
+
+def largest_first(job: JobView, indices: Sequence[int], shape: int) -> list[int]:
+    """Return indices of replicas of differing sizes so that small ones do not take the large ones' rooms."""
+
+    def size(index: int) -> tuple[int, int, int, int]:
+        request = job.spec.request(index, shape)
+        return (-request.gpu_millis, -request.cpu_millis, -request.memory_bytes, index)
+
+    return sorted(indices, key=size)
+
+
+def _in_order(indices: Sequence[int], order: Sequence[int], spots: Sequence[Spot]) -> list[Spot]:
+    at = dict(zip(order, spots, strict=True))
+    return [at[index] for index in indices]
+
+
+def fits_empty(fleet: Fleet, job: JobView, indices: Sequence[int]) -> bool:
+    """Return whether replicas of differing sizes fit together on these machines with nothing else on them."""
+    empty = Snapshot(0.0, tuple(fleet.specs), ())
+    board = Board(empty)
+    board.fleet.open_N = fleet.open_N
+    return fit(board, job, indices, board.room()) is not None
 
 
 def _rows_to_try(

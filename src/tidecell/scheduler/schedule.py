@@ -8,6 +8,7 @@ ends before it (EASY backfill, Lifka 1995). Same snapshot and seed, same plan.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -16,7 +17,7 @@ from tidecell.scheduler.backfill import Release, releases_of, reserve
 from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.cached import CACHE_FROM, ScoreCache
 from tidecell.scheduler.excluded import describe_domains, describe_excluded
-from tidecell.scheduler.gang import fit
+from tidecell.scheduler.gang import fit, fits_empty
 from tidecell.scheduler.preemption import Victims, find_by_row, find_victims
 from tidecell.scheduler.quota import Block, Gate
 from tidecell.scheduler.snapshot import JobView, Kept, PlanTrace, Snapshot, Waiting
@@ -176,7 +177,7 @@ def _fit_now(run: _Pass, unit: Unit) -> list[Spot] | None:
 def _is_particular(unit: Unit) -> bool:
     """Whether rows are better or worse for it than packing says, which the score cache does not know."""
     spec = unit.job.spec
-    wishes = spec.prefer or spec.data or spec.topology is not None or spec.spread is not None
+    wishes = spec.sizes or spec.prefer or spec.data or spec.topology is not None or spec.spread is not None
     return bool(wishes) or any(t.avoid for t in unit.tasks)
 
 
@@ -330,9 +331,13 @@ def _explain_wait(run: _Pass, unit: Unit) -> Waiting:
     """Return all reasons that bind this unit, the decisive one first."""
     room = num_that_fit(run.board.fleet, unit.job.spec)
     needs = _describe_needs(unit)
+    if unit.job.spec.sizes:
+        alone = replace(unit.job, tasks=unit.tasks)  # the empty cell has no other replicas of it either
+        room = len(unit.tasks) if fits_empty(run.board.fleet, alone, unit.indices) else 0
     if room < len(unit.tasks):
         excluded = describe_excluded(run.board.fleet, unit.job.spec)
-        detail = f"needs {needs}; the empty cell holds {room}" + (f"; {excluded}" if excluded else "")
+        holds = f"holds {room}" if not unit.job.spec.sizes else "does not hold that"
+        detail = f"needs {needs}; the empty cell {holds}" + (f"; {excluded}" if excluded else "")
         return Waiting((Reason.NO_MATCHING_MACHINE,), detail)
     if run.heads and _fit(run, unit, ignore_reserved=True) is not None:
         head = run.heads[0][0].name if run.heads else ""
@@ -363,6 +368,10 @@ def _describe_needs(unit: Unit) -> str:
     spec = unit.job.spec
     each = spec.resources.describe()
     where = f" in one {spec.topology.level}" if spec.topology is not None and spec.topology.required else ""
+    if spec.sizes:
+        counts = Counter(spec.request(i).describe() for i in unit.indices)
+        each = " and ".join(f"{n} x {text}" for text, n in counts.items())
+        return (each + where if len(unit.tasks) == 1 else f"{each} together{where}").removeprefix("1 x ")
     return each + where if len(unit.tasks) == 1 else f"{len(unit.tasks)} x {each} together{where}"
 
 

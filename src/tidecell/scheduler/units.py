@@ -38,9 +38,11 @@ class Unit:
     def shape(self) -> tuple[object, ...]:
         """What makes two units fail alike."""
         spec = self.job.spec
-        size = (spec.shapes, len(self.tasks), spec.max_duration_s)
+        size: tuple[object, ...] = (spec.shapes, len(self.tasks), spec.max_duration_s)
         # Where its other replicas are decides where these may go: no other job fails alike.
         own = self.job.uid if spec.topology is not None or spec.spread is not None else ""
+        if spec.sizes:
+            size = (*size, *(spec.request(t.index) for t in self.tasks))
         return (*size, spec.constraints, own, spec.priority.band, self.demanded)
 
 

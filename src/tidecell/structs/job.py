@@ -258,6 +258,26 @@ class Shape(msgspec.Struct, frozen=True, omit_defaults=True):
     accelerator_type: str = ""
 
 
+class Override(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What replicas ``first`` to ``last`` have otherwise than the rest of their job.
+
+    Attributes:
+        resources: What each asks for instead; None: what the job says.
+        env: Variables beside those of the job, or in their place.
+        run: A shell script instead of the job's; empty, like ``argv``: the job's.
+    """
+
+    first: int
+    last: int
+    resources: Resources | None = None
+    env: dict[str, str] = {}
+    run: str = ""
+    argv: tuple[str, ...] = ()
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and self.first <= index <= self.last
+
+
 class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     """What somebody asks for, checked and in our units.
 
@@ -288,6 +308,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         topology: All replicas in one rack, NVLink domain or the like.
         spread: Replicas over many of them.
         data: Datasets and packages; machines that hold them are preferred.
+        tasks: What single replicas have otherwise; no two are about the same replica.
     """
 
     name: str
@@ -326,6 +347,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     topology: Topology | None = None
     spread: Spread | None = None
     data: tuple[str, ...] = ()
+    tasks: tuple[Override, ...] = ()
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -334,7 +356,36 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def request(self, index: int, shape: int = 0) -> Resources:
         """Return what replica ``index`` asks for in one of the job's shapes."""
+        own = self.override(index) if self.tasks else None
+        if own is not None and own.resources is not None:
+            return own.resources
         return self.resources if shape == 0 else self.any_of[shape - 1].resources
+
+    def override(self, index: int) -> Override | None:
+        """Return what replica ``index`` has otherwise than the others, if anything."""
+        return next((o for o in self.tasks if index in o), None)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int, Resources], ...]:
+        """First and last replica that ask for other resources, and these; empty: all replicas are alike."""
+        if not self.tasks:
+            return ()
+        return tuple((o.first, o.last, o.resources) for o in self.tasks if o.resources is not None)
+
+    def for_task(self, index: int) -> JobSpec:
+        """Return the spec that one replica is started with: the job's, with what is its own put in."""
+        own = self.override(index) if self.tasks else None
+        if own is None:
+            return self
+        program = (own.run, own.argv) if own.run or own.argv else (self.run, self.argv)
+        return msgspec.structs.replace(
+            self,
+            run=program[0],
+            argv=program[1],
+            env={**self.env, **own.env},
+            resources=own.resources or self.resources,
+            tasks=(),
+        )
 
     @property
     def is_service(self) -> bool:
