@@ -97,3 +97,12 @@ def test_the_items_of_an_array_that_must_be_in_one_rack_are() -> None:
     assert len(homes) == 1
     other = ({"r1-0", "r2-0"} - homes).pop()
     assert placed(cell, "sweep", other) == []
+
+
+def test_items_that_one_plan_starts_count_for_those_after_them() -> None:
+    cell = racks(r1=4, r2=4)
+    three = {"replicas": (1, 3), "array": Array(3), "hold": True}  # nothing is placed but by the plans below
+    cell.submit(job_spec("even", spread=Spread("rack", 1), **three))
+    cell.submit(job_spec("near", topology=Topology("rack"), **three))
+    assert placed(cell, "even", "r1-0", "r1-0", "r2-0") == ["r1-0", "r2-0"]
+    assert placed(cell, "near", "r1-0", "r2-0", "r1-0") == ["r1-0", "r1-0"]
