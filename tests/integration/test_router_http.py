@@ -415,11 +415,10 @@ def test_a_router_without_requests_uses_no_cpu(tmp_path: Path) -> None:
     router = RouterProcess(tmp_path)
     try:
         router.put(Route("chat", ("m",), (Endpoint("a", "127.0.0.1", 1),)))
-        idle = connect(router.port)  # an open connection must not cost anything either
-        before_s = cpu_s(router.popen.pid)
-        time.sleep(1.0)
-        assert cpu_s(router.popen.pid) - before_s <= 0.01
-        idle.close()
+        with connect(router.port):  # an open connection must not cost anything either
+            before_s = cpu_s(router.popen.pid)
+            time.sleep(1.0)
+            assert cpu_s(router.popen.pid) - before_s < 0.025  # two ticks of the clock that measures it
     finally:
         router.kill()
 

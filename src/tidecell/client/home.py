@@ -129,6 +129,10 @@ class Home:
             raise TidecellError(f"{short} belongs to another user", "choose a shorter --home")
         return short / f"{name}.sock"
 
+    def session_path(self, uid: str) -> Path:
+        """Return where the terminal of a dev session is attached to."""
+        return self.socket_path("agent").with_name(f"{hashlib.sha256(uid.encode()).hexdigest()[:12]}.sock")
+
     def run_dir(self, uid: str) -> Path:
         """Return the directory of one run."""
         return self.path / "jobs" / uid

@@ -68,6 +68,7 @@ from tidecell.structs.job import (
 )
 
 METRICS = ("ongoing_requests", "requests_per_second")
+DEV_IDLE_TIMEOUT_S = 8 * 3600.0
 _SERVICE_ONLY = ("model", "models", "port", "probes", "scaling")
 
 
@@ -188,14 +189,13 @@ class _SpecReader:
             spread=read_spread(top),
             data=read_data(top),
             tasks=read_tasks(top, shapes[0]),
+            idle_timeout_s=top.take("idle_timeout", duration, default_idle_timeout_s(kind)),
         )
         self._rules(spec)
         return self._with_model(spec)
 
     @staticmethod
     def _kind(node: Node) -> Kind:
-        if node.value == "dev":
-            raise UnitError("'dev' is not supported in this version", "use kind: job")
         return Kind(choice([k.value for k in Kind])(node))
 
     def _directory(self, node: Node) -> str:
@@ -273,8 +273,9 @@ class _SpecReader:
             for key in _SERVICE_ONLY:
                 if top.has(key):
                     top.note(key, "is for services only", "add kind: service, or take it out")
-            if not top.has("run"):
+            if not top.has("run") and spec.kind is Kind.JOB:
                 top.note("run", "is missing", "give the command that does the work")
+            session_rules(top, spec)
         elif top.has("run") and top.has("model"):
             top.note("model", "a service has either run or model, not both", "take one out")
         elif not top.has("run") and not top.has("model"):
@@ -302,6 +303,24 @@ def _replace(spec: JobSpec, argv: tuple[str, ...], models: tuple[str, ...]) -> J
 def default_priority(kind: Kind) -> Priority:
     """Return the priority of a job that gives none."""
     return Priority(Band.PRODUCTION if kind is Kind.SERVICE else Band.BATCH)
+
+
+def default_idle_timeout_s(kind: Kind) -> float:
+    """Return after how long without use a session ends that does not say: the working day is over."""
+    return DEV_IDLE_TIMEOUT_S if kind is Kind.DEV else 0.0
+
+
+def session_rules(top: Section, spec: JobSpec) -> None:
+    """Rules of dev sessions."""
+    if spec.kind is not Kind.DEV:
+        if top.has("idle_timeout"):
+            top.note("idle_timeout", "is for dev sessions only", "add kind: dev, or use max_duration")
+        return
+    for key in ("array", "schedule", "after", "update"):
+        if top.has(key):
+            top.note(key, "is not for dev sessions", "take it out")
+    if "replicas" not in top.bad and spec.array is None and spec.replicas != Replicas(1, 1):
+        top.note("replicas", "a dev session has one", "take it out; start a second session")
 
 
 def default_preemption(kind: Kind) -> Preemption:

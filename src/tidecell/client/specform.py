@@ -62,7 +62,7 @@ def _defaults(spec: JobSpec) -> JobSpec:
     if spec.kind is Kind.SERVICE:
         priority, preemption = Priority(Band.PRODUCTION), Preemption.NEVER
         return JobSpec(spec.name, spec.kind, priority=priority, preemption=preemption)
-    return JobSpec(spec.name, spec.kind)
+    return JobSpec(spec.name, spec.kind, idle_timeout_s=8 * 3600.0 if spec.kind is Kind.DEV else 0.0)
 
 
 def _full(spec: JobSpec) -> dict[str, Any]:
@@ -81,6 +81,8 @@ def _full(spec: JobSpec) -> dict[str, Any]:
         "grace_period": format_duration(spec.grace_period_s),
         "min_runtime": format_duration(spec.min_runtime_s),
     }
+    if spec.kind is Kind.DEV:
+        out["idle_timeout"] = format_duration(spec.idle_timeout_s)
     if spec.checkpoint is not None:
         out["checkpoint"] = {"path": spec.checkpoint.path, "every": format_duration(spec.checkpoint.every_s)}
     out["retry"] = _retry(spec.retry)

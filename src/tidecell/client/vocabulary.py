@@ -12,6 +12,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("port", "probes", "scaling", "model", "models", "labels", "team", "array"),
         *("update", "disruptions", "begin", "hold", "schedule"),
         *("constraints", "prefer", "topology", "spread", "data", "tasks"),
+        "idle_timeout",
     ),
     "tasks": ("resources", "env", "run"),
     "resources": ("gpu", "cpu", "memory", "any_of"),
@@ -35,7 +36,6 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 # Words of the design that this version does not have, and what to do meanwhile.
 NOT_YET = {
-    "idle_timeout": "use max_duration",
     "idle_gpu": "use max_duration",
     "secrets": "let the program read them from a file that is yours alone",
 }

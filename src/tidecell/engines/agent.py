@@ -38,7 +38,7 @@ from tidecell.engines.ledger import Ledger, Running
 from tidecell.engines.links import Link, Switchboard
 from tidecell.engines.services import Supervisor
 from tidecell.engines.sharing import device_env, mps_directory
-from tidecell.structs.job import Band, Cause
+from tidecell.structs.job import Band, Cause, JobSpec, Kind
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import StartTask, StopTask, TaskDown, TaskRef, TaskUp
 from tidecell.telemetry import log_line
@@ -254,6 +254,9 @@ class Agent:
             own["TIDECELL_ARRAY_INDEX"] = str(ref.index)
             own["TIDECELL_ARRAY_COUNT"] = str(spec.array.count)
             own |= spec.array.parameters(ref.index)
+        if spec.kind is Kind.DEV:
+            own["TIDECELL_SESSION"] = str(self.home.session_path(ref.uid))
+            own["TIDECELL_IDLE_TIMEOUT_S"] = str(spec.idle_timeout_s)
         if port:
             own["PORT"] = str(port)
         return {**process.base_env(), **spec.env, **own}
@@ -501,8 +504,16 @@ def _size_of(path: Path) -> int:
 
 
 def _argv(command: StartTask) -> tuple[str, ...]:
-    """Return what to exec; a script runs under sh, after its set-up in the same directory."""
+    """Return what to exec; a session's program gets a terminal of its own."""
     spec = command.spec
+    if spec.kind is Kind.DEV:  # -P: a file of the user's must not stand in for a module of ours
+        program = _program(spec) if spec.argv or spec.run else (os.environ.get("SHELL") or "/bin/sh",)
+        return (sys.executable, "-P", "-m", "tidecell.engines.session", *program)
+    return _program(spec)
+
+
+def _program(spec: JobSpec) -> tuple[str, ...]:
+    """Return a job's program; a script runs under sh, after its set-up in the same directory."""
     script = spec.run
     if spec.argv and not spec.setup:
         return spec.argv

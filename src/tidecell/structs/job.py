@@ -17,10 +17,11 @@ from tidecell.structs.work import Array
 
 
 class Kind(enum.StrEnum):
-    """What a job is: ``job`` ends, ``service`` has an endpoint."""
+    """What a job is: ``job`` ends, ``service`` has an endpoint, ``dev`` has a terminal to attach to."""
 
     JOB = "job"
     SERVICE = "service"
+    DEV = "dev"
 
 
 class Band(enum.IntEnum):
@@ -309,6 +310,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         spread: Replicas over many of them.
         data: Datasets and packages; machines that hold them are preferred.
         tasks: What single replicas have otherwise; no two are about the same replica.
+        idle_timeout_s: A dev session ends after so long without use; 0: never for that.
     """
 
     name: str
@@ -348,6 +350,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     spread: Spread | None = None
     data: tuple[str, ...] = ()
     tasks: tuple[Override, ...] = ()
+    idle_timeout_s: float = 0.0
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

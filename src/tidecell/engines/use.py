@@ -1,0 +1,83 @@
+"""Whether a session's programs do anything: measured, and what cannot be measured counts as use."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+IDLE_SHARE = 0.02  # of one core: a shell's prompt and a notebook's heartbeat stay below
+IDLE_GPU_PERCENT = 1
+
+
+class Use:
+    """Measures a process and all that descend from it.
+
+    Args:
+        pid: The program.
+        gpu_percent: Asks the greatest use of the session's accelerators, in percent; None where unknown.
+    """
+
+    def __init__(self, pid: int, gpu_percent: Callable[[], int | None] | None = None) -> None:
+        self._pid = pid
+        self._gpu_percent = gpu_percent or gpu_use
+        self._before: tuple[float, float] | None = None
+
+    def is_used(self) -> bool:
+        """Return whether it did anything since the last question; yes where that cannot be told."""
+        now_s, spent_s = time.monotonic(), cpu_seconds(self._pid)
+        before, self._before = self._before, None if spent_s is None else (now_s, spent_s)
+        if before is None or spent_s is None or now_s <= before[0]:
+            return True
+        if (spent_s - before[1]) / (now_s - before[0]) > IDLE_SHARE:
+            return True
+        if not os.environ.get("CUDA_VISIBLE_DEVICES"):
+            return False
+        percent = self._gpu_percent()
+        return percent is None or percent > IDLE_GPU_PERCENT
+
+
+def cpu_seconds(pid: int, proc: Path = Path("/proc")) -> float | None:
+    """Return what a process and all that descends from it have spent; None if it cannot be read."""
+    parents: dict[int, int] = {}
+    spent: dict[int, float] = {}
+    try:
+        for entry in proc.iterdir():
+            if entry.name.isdigit() and (read := _stat(entry)) is not None:
+                parents[int(entry.name)], spent[int(entry.name)] = read
+    except OSError:
+        return None
+    if pid not in parents:
+        return None
+    family, grown = {pid}, True
+    while grown:
+        more = {p for p, parent in parents.items() if parent in family} - family
+        family |= more
+        grown = bool(more)
+    return sum(spent[p] for p in family)
+
+
+def _stat(entry: Path) -> tuple[int, float] | None:
+    """Return a process's parent, and the seconds that it and its ended children have spent."""
+    try:
+        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has just ended
+        return None
+    return int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def gpu_use() -> int | None:
+    """Return the greatest use of this session's accelerators in percent; None where it cannot be measured."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        devices = [int(text) for text in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in devices]
+        return max(int(pynvml.nvmlDeviceGetUtilizationRates(h).gpu) for h in handles)
+    except Exception:  # no library, no driver, no right to ask: whatever it is, it is no proof of idleness
+        return None
+
+
+__all__ = ["Use", "cpu_seconds", "gpu_use"]
