@@ -470,12 +470,10 @@ class Agent:
 
     def _measure(self, now_s: float) -> None:
         """Sum what each task's processes use; enforce memory limits where the kernel does not."""
-        by_session: dict[int, list[process.Seen]] = {}
-        for seen in process.process_table():
-            by_session.setdefault(seen.session, []).append(seen)
+        by_task = process.by_task(process.process_table(), self.tasks)
         rows = []
         for task in list(self.tasks.values()):
-            mine = by_session.get(task.running.pid, [])
+            mine = by_task.get(task.running.pid, [])
             memory = sum(p.memory_bytes for p in mine)
             rows.append(wire.TaskUse(task.ref, sum(p.cpu_s for p in mine), memory))
             limit = task.running.memory_bytes

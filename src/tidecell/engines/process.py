@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -135,6 +135,34 @@ def process_table() -> list[Seen]:
             seen = look_at(int(entry.name))
             if seen is not None:
                 found.append(seen)
+    return found
+
+
+def by_task(table: Sequence[Seen], leaders: Container[int]) -> dict[int, list[Seen]]:
+    """Return the processes of each task: its session's, and those of sessions that descend from it.
+
+    Args:
+        table: All processes.
+        leaders: Pids of tasks; each leads a session.
+    """
+    seen = {p.pid: p for p in table}
+    owners: dict[int, int] = {}  # session: the task that it belongs to; 0: none
+
+    def owner(session: int) -> int:
+        if session in leaders:
+            return session
+        if session not in owners:
+            owners[session] = 0  # also the answer where parents go round in a circle
+            leader = seen.get(session)
+            parent = seen.get(leader.parent) if leader is not None else None
+            owners[session] = owner(parent.session) if parent is not None else 0
+        return owners[session]
+
+    found: dict[int, list[Seen]] = {}
+    for process in table:
+        task = owner(process.session)
+        if task:
+            found.setdefault(task, []).append(process)
     return found
 
 
