@@ -9,7 +9,7 @@ from cell_harness import Cell, job_spec
 from tidecell.cell.domains import is_even
 from tidecell.cell.verify import verify_plan
 from tidecell.structs.job import JobSpec, Retry, RetryOn, TaskState
-from tidecell.structs.messages import Placement, Plan
+from tidecell.structs.messages import JobHoldRequested, Placement, Plan
 from tidecell.structs.placement import Spread, Topology, parse_condition
 from tidecell.structs.work import Array
 
@@ -101,8 +101,20 @@ def test_the_items_of_an_array_that_must_be_in_one_rack_are() -> None:
 
 def test_items_that_one_plan_starts_count_for_those_after_them() -> None:
     cell = racks(r1=4, r2=4)
-    three = {"replicas": (1, 3), "array": Array(3), "hold": True}  # nothing is placed but by the plans below
+    three = {
+        "replicas": (1, 3),
+        "array": Array(3),
+        "begin_s": 1e12,
+    }  # nothing is placed but by the plans below
     cell.submit(job_spec("even", spread=Spread("rack", 1), **three))
     cell.submit(job_spec("near", topology=Topology("rack"), **three))
     assert placed(cell, "even", "r1-0", "r1-0", "r2-0") == ["r1-0", "r2-0"]
     assert placed(cell, "near", "r1-0", "r2-0", "r1-0") == ["r1-0", "r1-0"]
+
+
+def test_a_job_that_was_held_since_the_plan_was_made_does_not_start() -> None:
+    cell = racks(r1=4)
+    cell.submit(job_spec("later", hold=True))
+    assert placed(cell, "later", "r1-0") == []
+    cell.ask(JobHoldRequested("later", False))
+    assert cell.staying("later") == 1

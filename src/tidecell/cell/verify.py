@@ -99,7 +99,7 @@ def _pending_and_wanted(job: Job, index: int) -> Task | None:
 
 def _gang_holds(state: CellState, job: Job, group: list[Placement], ledger: Ledger, out: Verified) -> bool:
     """Whether all of a group can be placed; if so they are on the ledger."""
-    if job.spec.after and blocking(state, job):
+    if job.held or (job.spec.after and blocking(state, job)):
         return False
     size = job.num_staying + job.num_succeeded + len(group)
     if size < min(job.spec.replicas.min, job.desired):
