@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from msgspec.structs import replace
 
 from tidecell.cell.records import CellState, Job
@@ -113,8 +111,7 @@ def _check_sizes(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
             Reason.NO_MATCHING_MACHINE,
         )
     where, _ = _together(spec)
-    sizes = Counter(spec.request(i).describe() for i in range(count))
-    needs = " and ".join(f"{n} x {text}" for text, n in sizes.items())
+    needs = spec.describe_sizes(range(count))
     raise RefusedError(
         f"job '{spec.name}' needs {needs} together{where}; the empty cell does not hold that",
         "set replicas.min lower, ask for less, or add machines",

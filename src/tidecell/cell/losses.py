@@ -63,8 +63,7 @@ def give_up_held(state: CellState, now_s: float) -> list[Event]:
 
 def lost_tasks(state: CellState, names: Iterable[str]) -> list[tuple[Job, Task]]:
     """Return what runs on these machines as far as the cell knows."""
-    keys = [key for name in dict.fromkeys(names) for key in state.index.load(name).tasks]
-    found = [(state.jobs[uid], state.jobs[uid].tasks[index]) for uid, index in keys]
+    found = [pair for name in dict.fromkeys(names) for pair in state.tasks_on(name)]
     return sorted(found, key=lambda pair: (pair[0].submitted_s, pair[0].uid, pair[1].index))
 
 

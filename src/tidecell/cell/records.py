@@ -247,6 +247,12 @@ class CellState:
         uid = self.by_name.get(name, name)
         return self.jobs.get(uid)
 
+    def tasks_on(self, machine: str) -> list[tuple[Job, Task]]:
+        """Return the active tasks on a machine, in the order in which they were placed."""
+        keys = self.index.load(machine).tasks
+        found = [(self.jobs[uid], self.jobs[uid].tasks[index]) for uid, index in keys]
+        return sorted(found, key=lambda pair: pair[1].epoch)
+
     def task(self, ref: TaskRef) -> Task | None:
         """Return the task if this very start of it is the present one."""
         job = self.jobs.get(ref.uid)

@@ -230,7 +230,7 @@ def _machine_seen(state: CellState, message: MachineSeen, now_s: float) -> Decis
     if known is None or not known.up or known.spec != message.spec:
         decision.events.append(MachineJoined(message.spec))
     running = set(message.running)
-    for job, task in tasks_on(state, message.spec.name):
+    for job, task in state.tasks_on(message.spec.name):
         ref = state.ref(job, task)
         if ref in running:
             running.discard(ref)
@@ -249,13 +249,6 @@ def _machine_seen(state: CellState, message: MachineSeen, now_s: float) -> Decis
     for stray in sorted(running):
         decision.commands.append(StopTask(stray, message.spec.name, Cause.CANCEL, 0.0))
     return decision
-
-
-def tasks_on(state: CellState, machine: str) -> list[tuple[Job, Task]]:
-    """Return the active tasks on a machine, in the order in which they were placed."""
-    keys = state.index.load(machine).tasks
-    found = [(state.jobs[uid], state.jobs[uid].tasks[index]) for uid, index in keys]
-    return sorted(found, key=lambda pair: pair[1].epoch)
 
 
 def _touch(decision: Decision, uid: str) -> None:

@@ -15,9 +15,9 @@ from tidecell.client.client import Client
 from tidecell.client.home import Home
 from tidecell.client.schema import parse_priority
 from tidecell.client.terminal import attach as join_terminal
-from tidecell.client.terminal import run_beside
 from tidecell.client.units import parse_cpu, parse_duration, parse_env, parse_gpu, parse_size
 from tidecell.client.views import JobStatus
+from tidecell.engines.beside import run_beside
 from tidecell.structs.errors import NotFoundError, TidecellError
 from tidecell.structs.job import JobSpec, Kind, Retry, TaskState
 from tidecell.structs.resources import Resources

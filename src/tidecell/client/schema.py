@@ -56,6 +56,7 @@ from tidecell.client.units import (
 from tidecell.client.vocabulary import KEYS, NOT_YET
 from tidecell.structs.errors import Mistake, NotFoundError, SpecError
 from tidecell.structs.job import (
+    DEV_IDLE_TIMEOUT_S,
     Band,
     Checkpoint,
     JobSpec,
@@ -68,7 +69,6 @@ from tidecell.structs.job import (
 )
 
 METRICS = ("ongoing_requests", "requests_per_second")
-DEV_IDLE_TIMEOUT_S = 8 * 3600.0
 _SERVICE_ONLY = ("model", "models", "port", "probes", "scaling")
 
 

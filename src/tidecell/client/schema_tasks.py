@@ -128,12 +128,7 @@ def task_rules(top: Section, spec: JobSpec) -> None:
         most = spec.replicas.max - 1
         allowed = f"0 to {most}" if most else "0"
         top.note("tasks", f"there is no replica {last}; replicas are {allowed}", "set replicas higher")
-    if (
-        spec.is_service
-        and any(o.run or o.argv for o in spec.tasks)
-        and spec.models
-        and not (spec.run or spec.argv)
-    ):
+    if top.has("model") and any(o.run or o.argv for o in spec.tasks):
         top.note("tasks", "cannot change the program of a served model", "take run out")
 
 

@@ -8,6 +8,7 @@ import msgspec
 
 from tidecell.client.units import format_duration, format_gpu, format_moment, format_size
 from tidecell.structs.job import (
+    DEV_IDLE_TIMEOUT_S,
     Amount,
     Band,
     JobSpec,
@@ -62,7 +63,7 @@ def _defaults(spec: JobSpec) -> JobSpec:
     if spec.kind is Kind.SERVICE:
         priority, preemption = Priority(Band.PRODUCTION), Preemption.NEVER
         return JobSpec(spec.name, spec.kind, priority=priority, preemption=preemption)
-    return JobSpec(spec.name, spec.kind, idle_timeout_s=8 * 3600.0 if spec.kind is Kind.DEV else 0.0)
+    return JobSpec(spec.name, spec.kind, idle_timeout_s=DEV_IDLE_TIMEOUT_S if spec.kind is Kind.DEV else 0.0)
 
 
 def _full(spec: JobSpec) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The near end of a terminal: attach to a session, or run a program beside a task, from this terminal.
+"""The near end of a session: attach this terminal to it.
 
 Bytes go both ways as they are; frames from here carry what was typed (``i``) or the window's size (``w``).
 """
@@ -11,10 +11,9 @@ import selectors
 import signal
 import socket
 import struct
-import subprocess
 import termios
 import tty
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tidecell.structs.errors import TidecellError
@@ -107,7 +106,7 @@ def _window() -> bytes:
         size = os.get_terminal_size(0)
     except OSError:
         return WINDOW.pack(24, 80)
-    return WINDOW.pack(size.lines, size.columns)
+    return WINDOW.pack(size.lines or 24, size.columns or 80)  # 0: a terminal that was never told
 
 
 @contextlib.contextmanager
@@ -138,46 +137,4 @@ def _window_changes(tell: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGWINCH, before)
 
 
-# -------------------------------------------------------------------------- beside a running task
-
-
-def run_beside(pid: int, argv: Sequence[str]) -> int:
-    """Run a program in a task's environment, directory and control group; return its exit status.
-
-    Its streams are those of this process, a terminal included. It works on the machine of the task, for the
-    user whose processes the tasks are.
-
-    Raises:
-        TidecellError: The task is not here, or the program cannot be run.
-    """
-    place = Path(f"/proc/{pid}")
-    try:
-        raw = (place / "environ").read_bytes()
-        groups = [line.partition("::")[2] for line in (place / "cgroup").read_text().splitlines()]
-        workdir = os.readlink(place / "cwd")
-    except OSError as error:
-        text = f"its process {pid} cannot be reached from here ({error.strerror})"
-        raise TidecellError(text, "tide exec works on the machine that the task runs on") from error
-    env = dict(pair.split("=", 1) for pair in os.fsdecode(raw).split("\0") if "=" in pair)
-    env["TERM"] = os.environ.get("TERM", "dumb")
-    group = next((g for g in groups if g and g != "/"), "")
-
-    def join() -> None:
-        with contextlib.suppress(OSError):  # where groups are not ours to write, it is not counted there
-            Path("/sys/fs/cgroup", group.lstrip("/"), "cgroup.procs").write_text(str(os.getpid()))
-
-    try:
-        done = subprocess.Popen(argv, env=env, cwd=workdir, preexec_fn=join if group else None)
-    except OSError as error:
-        raise TidecellError(
-            f"'{argv[0]}' cannot be run: {error.strerror}", "is it on the task's PATH?"
-        ) from error
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the program's
-    try:
-        status = done.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return 128 - status if status < 0 else status
-
-
-__all__ = ["HEAD", "WINDOW", "Detacher", "attach", "pack", "run_beside"]
+__all__ = ["HEAD", "WINDOW", "Detacher", "attach", "pack"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from tidecell.structs.job import Band
 from tidecell.structs.resources import Resources
 
-_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 _GIB = 1 << 30
 
 
@@ -59,7 +59,7 @@ class Isolation:
 
 def detect(cell_tag: str) -> Isolation:
     """Try what may be written here; ``cell_tag`` names our part of the tree."""
-    for root in _ROOTS:
+    for root in ROOTS:
         if not (root / "cgroup.controllers").exists():
             continue
         tree = root / f"tidecell-{cell_tag}"

@@ -117,7 +117,12 @@ def _become(launch: Launch, out: int, err: int, tell: int) -> NoReturn:
 
 @dataclass(frozen=True)
 class Seen:
-    """One line of the process table: who, whose session, how much."""
+    """One line of the process table: who, whose session, how much.
+
+    Attributes:
+        cpu_s: What it has spent itself.
+        ended_cpu_s: What children of it have spent that have ended and been waited for.
+    """
 
     pid: int
     parent: int
@@ -125,14 +130,15 @@ class Seen:
     cpu_s: float
     memory_bytes: int
     start_ticks: int
+    ended_cpu_s: float = 0.0
 
 
-def process_table() -> list[Seen]:
+def process_table(proc: str = "/proc") -> list[Seen]:
     """Return all processes that can be read."""
     found = []
-    for entry in os.scandir("/proc"):
+    for entry in os.scandir(proc):
         if entry.name.isdigit():
-            seen = look_at(int(entry.name))
+            seen = look_at(int(entry.name), proc)
             if seen is not None:
                 found.append(seen)
     return found
@@ -166,18 +172,29 @@ def by_task(table: Sequence[Seen], leaders: Container[int]) -> dict[int, list[Se
     return found
 
 
-def look_at(pid: int) -> Seen | None:
+def look_at(pid: int, proc: str = "/proc") -> Seen | None:
     """Return one process, or None if it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(f"{proc}/{pid}/stat", "rb") as file:
             text = file.read()
     except OSError:
         return None
     fields = text[text.rindex(b")") + 2 :].split()
     if fields[0] in (b"Z", b"X"):
         return None
-    cpu_s = (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
-    return Seen(pid, int(fields[1]), int(fields[3]), cpu_s, int(fields[21]) * _PAGE, int(fields[19]))
+    own_s, ended_s = (sum(map(int, fields[i : i + 2])) / _CLOCK_TICKS for i in (11, 13))
+    return Seen(pid, int(fields[1]), int(fields[3]), own_s, int(fields[21]) * _PAGE, int(fields[19]), ended_s)
+
+
+def family_of(table: Sequence[Seen], pid: int) -> list[Seen]:
+    """Return a process and all that descend from it; empty if it is not there."""
+    children: dict[int, list[Seen]] = {}
+    for process in table:
+        children.setdefault(process.parent, []).append(process)
+    found = [process for process in table if process.pid == pid]
+    for process in found:  # grows while it is walked
+        found += children.get(process.pid, ())
+    return found
 
 
 def environ_of(pid: int) -> dict[str, str]:

@@ -13,7 +13,6 @@ import fcntl
 import os
 import selectors
 import signal
-import socket
 import struct
 import sys
 import termios
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tidecell.client.terminal import HEAD, WINDOW
+from tidecell.engines.links import Connections, Link
 from tidecell.engines.use import Use
 from tidecell.task_link import AgentLink, Notice
 
@@ -29,15 +29,6 @@ SCROLLBACK_BYTES = 1 << 16
 REPORT_EVERY_S = 2.0
 READ_BYTES = 1 << 16
 MAX_BEHIND_BYTES = 1 << 20  # an attachment that does not read for so long is dropped, not waited for
-
-
-class Attachment:
-    """One client of the terminal."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.inbox = bytearray()
-        self.outbox = bytearray()
 
 
 class Session:
@@ -51,30 +42,28 @@ class Session:
 
     def __init__(self, argv: Sequence[str], path: Path, idle_timeout_s: float = 0.0) -> None:
         self._selector = selectors.DefaultSelector()
-        self._clients: set[Attachment] = set()
         self._past = bytearray()
+        self._typed = bytearray()  # what the terminal did not take yet
         self._last_s = time.monotonic()
         self._idle_timeout_s = idle_timeout_s
         self.idled = False
         self._shown: Notice | None = None
         self._link = AgentLink.from_environment()
         self.pid, self._terminal = _start(argv)
+        os.set_blocking(self._terminal, False)
         self._use = Use(self.pid)
-        self._server = _listen(path)
-        self._selector.register(self._server, selectors.EVENT_READ)
-        self._selector.register(self._terminal, selectors.EVENT_READ)
+        self._clients = Connections(
+            self._selector, self._take, self._welcome, max_behind_bytes=MAX_BEHIND_BYTES
+        )
+        self._clients.listen(path)
+        self._selector.register(self._terminal, selectors.EVENT_READ, self._serve_terminal)
 
     def run(self) -> int:
         """Serve until the program ends; return its wait status."""
         due_s = 0.0
         while True:
             for key, mask in self._selector.select(0.2):
-                if key.fileobj is self._server:
-                    self._accept()
-                elif key.fileobj == self._terminal:
-                    self._read_terminal()
-                else:
-                    self._serve(key.data, mask)
+                key.data(mask)
             self._show_notice()
             if time.monotonic() >= due_s:
                 due_s = time.monotonic() + REPORT_EVERY_S
@@ -113,9 +102,18 @@ class Session:
 
     # -------------------------------------------------------------------------- the terminal
 
+    def _serve_terminal(self, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            self._type(b"")
+        if mask & selectors.EVENT_READ:
+            self._read_terminal()
+
     def _read_terminal(self) -> bool:
+        """Read once; return whether there may be more."""
         try:
             data = os.read(self._terminal, READ_BYTES)
+        except BlockingIOError:
+            return False
         except OSError:  # the last process that had it open is gone
             data = b""
         if not data:
@@ -127,59 +125,44 @@ class Session:
         return True
 
     def _read_rest(self) -> None:
-        os.set_blocking(self._terminal, False)
-        with contextlib.suppress(BlockingIOError):
-            while self._read_terminal():
-                pass
-        for client in list(self._clients):
+        while self._read_terminal():
+            pass
+        for client in list(self._clients.links):
             client.sock.settimeout(1.0)
             with contextlib.suppress(OSError):
                 client.sock.sendall(client.outbox)
             client.sock.close()
 
+    def _type(self, data: bytes) -> None:
+        """Type something; what the terminal does not take now is typed when it does."""
+        self._typed += data
+        try:
+            while self._typed:
+                del self._typed[: os.write(self._terminal, self._typed)]
+        except BlockingIOError:
+            pass
+        except OSError:  # nobody reads it any more
+            self._typed.clear()
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._typed else 0)
+        with contextlib.suppress(KeyError):
+            self._selector.modify(self._terminal, events, self._serve_terminal)
+
     def _tell(self, data: bytes) -> None:
         """Show something on every attached terminal, and in the task's log."""
-        self._send(data)
+        self._past += data
+        del self._past[:-SCROLLBACK_BYTES]
+        for client in list(self._clients.links):
+            self._clients.write(client, data)
         with contextlib.suppress(OSError):
             os.write(1, data)
 
-    def _send(self, data: bytes) -> None:
-        self._past += data
-        del self._past[:-SCROLLBACK_BYTES]
-        for client in list(self._clients):
-            client.outbox += data
-            self._flush(client)
-
     # ------------------------------------------------------------------------- attachments
 
-    def _accept(self) -> None:
-        sock, _ = self._server.accept()
-        sock.setblocking(False)
-        client = Attachment(sock)
-        self._clients.add(client)
+    def _welcome(self, client: Link) -> None:
         self._last_s = time.monotonic()
-        self._selector.register(sock, selectors.EVENT_READ, client)
-        client.outbox += self._past
-        self._flush(client)
+        self._clients.write(client, bytes(self._past))
 
-    def _serve(self, client: Attachment, mask: int) -> None:
-        if mask & selectors.EVENT_WRITE:
-            self._flush(client)
-        if client not in self._clients or not mask & selectors.EVENT_READ:
-            return
-        try:
-            data = client.sock.recv(READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._drop(client)
-            return
-        client.inbox += data
-        self._take(client)
-
-    def _take(self, client: Attachment) -> None:
+    def _take(self, client: Link) -> None:
         while len(client.inbox) >= HEAD.size:
             kind, size = HEAD.unpack_from(client.inbox)
             if len(client.inbox) < HEAD.size + size:
@@ -191,29 +174,7 @@ class Session:
                 set_window(self._terminal, rows, columns)
             elif kind == b"i":
                 self._last_s = time.monotonic()
-                with contextlib.suppress(OSError):
-                    os.write(self._terminal, body)
-
-    def _flush(self, client: Attachment) -> None:
-        try:
-            while client.outbox:
-                del client.outbox[: client.sock.send(client.outbox)]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._drop(client)
-            return
-        if len(client.outbox) > MAX_BEHIND_BYTES:
-            self._drop(client)
-            return
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.outbox else 0)
-        self._selector.modify(client.sock, wanted, client)
-
-    def _drop(self, client: Attachment) -> None:
-        if client in self._clients:
-            self._clients.discard(client)
-            self._selector.unregister(client.sock)
-            client.sock.close()
+                self._type(body)
 
 
 def set_window(terminal: int, rows: int, columns: int) -> None:
@@ -235,19 +196,6 @@ def _start(argv: Sequence[str]) -> tuple[int, int]:
             os.write(2, f"'{argv[0]}' cannot be run: {error.strerror}\r\n".encode())
             os._exit(127)
     return pid, terminal
-
-
-def _listen(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    old_mask = os.umask(0o177)
-    try:
-        server.bind(str(path))
-    finally:
-        os.umask(old_mask)
-    server.listen(16)
-    server.setblocking(False)
-    return server
 
 
 def main() -> int:

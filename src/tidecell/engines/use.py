@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+from tidecell.engines.process import family_of, process_table
 
 IDLE_SHARE = 0.02  # of one core: a shell's prompt and a notebook's heartbeat stay below
 IDLE_GPU_PERCENT = 1
@@ -38,33 +39,16 @@ class Use:
         return percent is None or percent > IDLE_GPU_PERCENT
 
 
-def cpu_seconds(pid: int, proc: Path = Path("/proc")) -> float | None:
-    """Return what a process and all that descends from it have spent; None if it cannot be read."""
-    parents: dict[int, int] = {}
-    spent: dict[int, float] = {}
+def cpu_seconds(pid: int, proc: str = "/proc") -> float | None:
+    """Return what a process and all that descends from it have spent, ended children included.
+
+    None if it cannot be read.
+    """
     try:
-        for entry in proc.iterdir():
-            if entry.name.isdigit() and (read := _stat(entry)) is not None:
-                parents[int(entry.name)], spent[int(entry.name)] = read
+        family = family_of(process_table(proc), pid)
     except OSError:
         return None
-    if pid not in parents:
-        return None
-    family, grown = {pid}, True
-    while grown:
-        more = {p for p, parent in parents.items() if parent in family} - family
-        family |= more
-        grown = bool(more)
-    return sum(spent[p] for p in family)
-
-
-def _stat(entry: Path) -> tuple[int, float] | None:
-    """Return a process's parent, and the seconds that it and its ended children have spent."""
-    try:
-        fields = (entry / "stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it has just ended
-        return None
-    return int(fields[1]), sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return sum(p.cpu_s + p.ended_cpu_s for p in family) if family else None
 
 
 def gpu_use() -> int | None:

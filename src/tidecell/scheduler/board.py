@@ -20,7 +20,7 @@ from tidecell.scheduler.feasibility import (
     devices_of_type,
     placement_class,
 )
-from tidecell.scheduler.fleet import CPU, MEMORY, Fleet
+from tidecell.scheduler.fleet import CPU, MEMORY, Fleet, Ints
 from tidecell.scheduler.snapshot import JobView, Kept, Snapshot, TaskView
 from tidecell.structs.job import JobSpec
 from tidecell.structs.messages import Claim
@@ -86,6 +86,8 @@ class Board:
         self.reserved: Room | None = None
         self.extra: Room | None = None
         self.open = self.free.copy()
+        self._nothing_R = np.zeros(self.free.free_NR.shape[1], self.free.free_NR.dtype)
+        self._nothing_G = np.zeros(self.free.gpu_NG.shape[1], self.free.gpu_NG.dtype)
         self.changed_rows: list[int] = []
         self._devices: dict[Key, tuple[int, ...]] = {}  # columns that a claim holds
         self._classes: dict[tuple[object, ...], PlacementClass] = {}
@@ -144,31 +146,41 @@ class Board:
             claim = self.claims.get(key)
             if claim is not None:
                 self._add(room, self.fleet.rows[claim.machine], claim.resources, self._devices[key], 1)
+        coming_NR, coming_NG = np.zeros_like(room.free_NR), np.zeros_like(room.gpu_NG)
         if future:
-            room.free_NR[:] += self.fleet.leaving_NR
-            room.gpu_NG[:] += self.fleet.gpu_leaving_NG
+            coming_NR += self.fleet.leaving_NR
+            coming_NG += self.fleet.gpu_leaving_NG
         if freed is not None:
-            room.free_NR[:] += freed.free_NR
-            room.gpu_NG[:] += freed.gpu_NG
-        if self.reserved is not None and not ignore_reserved:
-            kept = self._kept_for_heads(future, freed)
-            room.free_NR[:] -= kept.free_NR
-            room.gpu_NG[:] -= kept.gpu_NG
+            coming_NR += freed.free_NR
+            coming_NG += freed.gpu_NG
+        room.free_NR[:] += coming_NR
+        room.gpu_NG[:] += coming_NG
+        if not ignore_reserved:
+            self._keep_for_heads(room.free_NR, room.gpu_NG, slice(None), coming_NR, coming_NG)
         return room
 
-    def _kept_for_heads(self, future: bool, freed: Room | None) -> Room:
-        """Return what reservations keep of a room; what it counts as free already is not still to come."""
+    def row_room(self, row: int, coming_R: Ints, coming_G: Ints) -> tuple[Ints, Ints]:
+        """Return what anybody may use of one row, and of its devices, once some of it has been given back.
+
+        Args:
+            row: The row.
+            coming_R: What is given back of cpu and memory.
+            coming_G: What is given back of each device.
+        """
+        free_R, gpu_G = self.free.free_NR[row] + coming_R, self.free.gpu_NG[row] + coming_G
+        self._keep_for_heads(free_R, gpu_G, row, coming_R, coming_G)
+        return free_R, gpu_G
+
+    def _keep_for_heads(
+        self, free: Ints, gpu: Ints, rows: int | slice, coming: Ints, gpu_coming: Ints
+    ) -> None:
+        """Take from what is free what reservations keep; what is counted as free is not still to come."""
         if self.reserved is None or self.extra is None:
-            raise ValueError("nothing is reserved")
-        extra = self.extra.copy()
-        if future:
-            extra.free_NR[:] -= self.fleet.leaving_NR
-            extra.gpu_NG[:] -= self.fleet.gpu_leaving_NG
-        if freed is not None:
-            extra.free_NR[:] -= freed.free_NR
-            extra.gpu_NG[:] -= freed.gpu_NG
-        free_NR = np.maximum(self.reserved.free_NR - np.maximum(extra.free_NR, 0), 0)
-        return Room(free_NR, np.maximum(self.reserved.gpu_NG - np.maximum(extra.gpu_NG, 0), 0))
+            return
+        extra = np.maximum(self.extra.free_NR[rows] - coming, 0)
+        free -= np.maximum(self.reserved.free_NR[rows] - extra, 0)
+        gpu_extra = np.maximum(self.extra.gpu_NG[rows] - gpu_coming, 0)
+        gpu -= np.maximum(self.reserved.gpu_NG[rows] - gpu_extra, 0)
 
     def free_for(self, name: str, mine: Iterable[Key] = (), accelerator_type: str = "") -> Resources:
         """Return what these tasks may use of one machine, accelerators of this type; nothing below zero."""
@@ -206,12 +218,7 @@ class Board:
     def reopen(self, rows: Iterable[int]) -> None:
         """Work ``open`` out anew for rows of which something else changed than what is free."""
         for row in rows:
-            free_R, gpu_G = self.free.free_NR[row].copy(), self.free.gpu_NG[row].copy()
-            if self.reserved is not None and self.extra is not None:
-                extra_R = np.maximum(self.extra.free_NR[row], 0)
-                extra_G = np.maximum(self.extra.gpu_NG[row], 0)
-                free_R -= np.maximum(self.reserved.free_NR[row] - extra_R, 0)
-                gpu_G -= np.maximum(self.reserved.gpu_NG[row] - extra_G, 0)
+            free_R, gpu_G = self.row_room(row, self._nothing_R, self._nothing_G)
             self.open.free_NR[row], self.open.gpu_NG[row] = free_R, gpu_G
             self.changed_rows.append(row)
 

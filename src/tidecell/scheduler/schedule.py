@@ -8,7 +8,6 @@ ends before it (EASY backfill, Lifka 1995). Same snapshot and seed, same plan.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -369,8 +368,7 @@ def _describe_needs(unit: Unit) -> str:
     each = spec.resources.describe()
     where = f" in one {spec.topology.level}" if spec.topology is not None and spec.topology.required else ""
     if spec.sizes:
-        counts = Counter(spec.request(i).describe() for i in unit.indices)
-        each = " and ".join(f"{n} x {text}" for text, n in counts.items())
+        each = spec.describe_sizes(unit.indices)
         return (each + where if len(unit.tasks) == 1 else f"{each} together{where}").removeprefix("1 x ")
     return each + where if len(unit.tasks) == 1 else f"{len(unit.tasks)} x {each} together{where}"
 

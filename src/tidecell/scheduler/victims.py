@@ -156,13 +156,13 @@ class _Freed:
 
     board: Board
     row: int
-    cpu_millis: int
-    memory_bytes: int
+    free_R: Ints
     gpu_G: Ints
 
     @classmethod
     def of(cls, board: Board, row: int, groups: Sequence[Group]) -> _Freed:
-        freed = cls(board, row, 0, 0, np.zeros_like(board.free.gpu_NG[row]))
+        fleet = board.fleet
+        freed = cls(board, row, fleet.leaving_NR[row].copy(), fleet.gpu_leaving_NG[row].copy())
         for group in groups:
             freed.add(group)
         return freed
@@ -170,8 +170,8 @@ class _Freed:
     def add(self, group: Group) -> None:
         at = self.board.fleet.accelerator_at[self.row]
         for task in group.tasks:
-            self.cpu_millis += task.resources.cpu_millis
-            self.memory_bytes += task.resources.memory_bytes
+            self.free_R[CPU] += task.resources.cpu_millis
+            self.free_R[MEMORY] += task.resources.memory_bytes
             each = min(GPU, task.resources.gpu_millis)
             for device in task.accelerators:
                 self.gpu_G[at[device]] += each
@@ -179,32 +179,20 @@ class _Freed:
     def fits(self, kind: _Kind) -> bool:
         """Return whether one more of a kind fits then."""
         want = kind.request
-        if want.cpu_millis and self._free(CPU, self.cpu_millis) < want.cpu_millis:
+        free_R, gpu_G = self.board.row_room(self.row, self.free_R, self.gpu_G)
+        if want.cpu_millis and free_R[CPU] < want.cpu_millis:
             return False
-        if want.memory_bytes and self._free(MEMORY, self.memory_bytes) < want.memory_bytes:
+        if want.memory_bytes and free_R[MEMORY] < want.memory_bytes:
             return False
-        return not want.gpu_millis or kind.where.typed_NG is None or bool(self.devices(kind))
-
-    def _free(self, column: int, freed: int) -> int:
-        """Return what the row has by then of cpu or memory, less what reservations keep (``Board.room``)."""
-        board, row = self.board, self.row
-        coming = int(board.fleet.leaving_NR[row, column]) + freed
-        free = int(board.free.free_NR[row, column]) + coming
-        if board.reserved is not None and board.extra is not None:
-            extra = int(board.extra.free_NR[row, column]) - coming
-            free -= max(0, int(board.reserved.free_NR[row, column]) - max(extra, 0))
-        return free
+        return not want.gpu_millis or kind.where.typed_NG is None or bool(self._choose(kind, gpu_G))
 
     def devices(self, kind: _Kind) -> list[int]:
         """Return the columns of the devices that one more of a kind would get."""
-        board, row = self.board, self.row
-        coming = board.fleet.gpu_leaving_NG[row] + self.gpu_G
-        free = board.free.gpu_NG[row] + coming
-        if board.reserved is not None and board.extra is not None:
-            extra = np.maximum(board.extra.gpu_NG[row] - coming, 0)
-            free = free - np.maximum(board.reserved.gpu_NG[row] - extra, 0)
-        typed_G = None if kind.where.typed_NG is None else kind.where.typed_NG[row]
-        return choose_devices(free, typed_G, kind.request.gpu_millis)
+        return self._choose(kind, self.board.row_room(self.row, self.free_R, self.gpu_G)[1])
+
+    def _choose(self, kind: _Kind, gpu_G: Ints) -> list[int]:
+        typed_G = None if kind.where.typed_NG is None else kind.where.typed_NG[self.row]
+        return choose_devices(gpu_G, typed_G, kind.request.gpu_millis)
 
 
 __all__ = ["Found", "RowVictims"]

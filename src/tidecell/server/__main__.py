@@ -68,7 +68,7 @@ async def _serve(home: Home) -> None:
 def collect_rarely() -> None:
     """Let the cyclic collector run after 100,000 allocations: the state is large and has no cycles.
 
-    At the usual 700 it walks the whole cell again and again, a quarter of the time of a large pass.
+    At the usual 700 it walks the whole cell again and again (docs/lab-log.md has what that cost).
     """
     gc.set_threshold(100_000, 50, 100)
 

@@ -7,6 +7,8 @@ from it. The pattern (one table, names derived from it) is that of dask's worker
 from __future__ import annotations
 
 import enum
+from collections import Counter
+from collections.abc import Iterable
 
 import msgspec
 
@@ -22,6 +24,9 @@ class Kind(enum.StrEnum):
     JOB = "job"
     SERVICE = "service"
     DEV = "dev"
+
+
+DEV_IDLE_TIMEOUT_S = 8 * 3600.0  # of dev sessions whose specs say nothing
 
 
 class Band(enum.IntEnum):
@@ -374,6 +379,11 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         if not self.tasks:
             return ()
         return tuple((o.first, o.last, o.resources) for o in self.tasks if o.resources is not None)
+
+    def describe_sizes(self, indices: Iterable[int]) -> str:
+        """Return what these replicas ask for, alike ones together: ``2 x 1 cpu and 1 x 4 cpu``."""
+        counts = Counter(self.request(index).describe() for index in indices)
+        return " and ".join(f"{n} x {text}" for text, n in counts.items())
 
     def for_task(self, index: int) -> JobSpec:
         """Return the spec that one replica is started with: the job's, with what is its own put in."""

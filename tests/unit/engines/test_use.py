@@ -60,16 +60,18 @@ def test_an_accelerator_that_cannot_be_asked_is_unknown(monkeypatch: pytest.Monk
     assert gpu_use() is None
 
 
-def _process(proc: Path, pid: int, parent: int, ticks: int) -> None:
+def _process(proc: Path, pid: int, parent: int, ticks: int, ended_ticks: int = 0) -> None:
+    """Write what the kernel shows of a process (proc(5)): 52 fields, of which fields 14 to 17 are times."""
     (proc / str(pid)).mkdir()
-    rest = " ".join(["0"] * 9)
-    (proc / str(pid) / "stat").write_text(f"{pid} (a ) b) S {parent} {rest} {ticks} 0 0 0 0 0")
+    before, after = " ".join(["0"] * 9), " ".join(["0"] * 35)
+    text = f"{pid} (a ) b) S {parent} {before} {ticks} 0 {ended_ticks} 0 {after}"
+    (proc / str(pid) / "stat").write_text(text)
 
 
 def test_all_descendants_are_counted_and_nobody_else(tmp_path: Path) -> None:
     hertz = os.sysconf("SC_CLK_TCK")
     for pid, parent, seconds in ((1, 0, 100), (10, 1, 2), (11, 10, 3), (12, 11, 4), (20, 1, 50)):
-        _process(tmp_path, pid, parent, seconds * hertz)
-    assert cpu_seconds(10, tmp_path) == 9.0
-    assert cpu_seconds(99, tmp_path) is None
-    assert cpu_seconds(10, tmp_path / "nowhere") is None
+        _process(tmp_path, pid, parent, seconds * hertz, hertz if pid == 12 else 0)
+    assert cpu_seconds(10, str(tmp_path)) == 10.0
+    assert cpu_seconds(99, str(tmp_path)) is None
+    assert cpu_seconds(10, str(tmp_path / "nowhere")) is None
