@@ -81,6 +81,7 @@ from tidecell.structs.work import Array
 
 MACHINES = {name: machine_spec(name, cpu=4, gpus=["H100"] if name == "c" else []) for name in "abc"}
 NAMES = ["n0", "n1", "n2", "n3", "n4", "n5"]
+LABS = ["lab0", "lab1"]  # allocs
 SHM = Path("/dev/shm")
 
 ranges = st.tuples(st.integers(0, 4), st.integers(1, 5)).map(lambda p: Replicas(min(p), max(1, *p)))
@@ -127,7 +128,25 @@ def updates(draw: st.DrawFn, service: bool) -> Update:
 
 
 @st.composite
+def alloc_specs(draw: st.DrawFn) -> JobSpec:
+    return JobSpec(
+        name=draw(st.sampled_from(LABS)),
+        kind=Kind.ALLOC,
+        resources=Resources(draw(st.sampled_from([2000, 3000])), 0, draw(st.sampled_from([0, 0, 0, 1000]))),
+        replicas=draw(ranges),
+        priority=draw(priorities),
+        preemption=draw(st.sampled_from([Preemption.ANY, Preemption.ABOVE_MIN, Preemption.NEVER])),
+        grace_period_s=draw(st.sampled_from([0.0, 10.0])),
+        max_duration_s=draw(st.sampled_from([0.0, 40.0])),
+        team=draw(st.sampled_from(TEAMS)),
+        update=draw(updates(service=False)),
+    )
+
+
+@st.composite
 def job_specs(draw: st.DrawFn) -> JobSpec:
+    if draw(st.integers(0, 7)) == 0:
+        return draw(alloc_specs())
     service = draw(st.booleans())
     replicas = draw(ranges)
     gpu = draw(st.integers(0, 9)) == 0
@@ -140,6 +159,7 @@ def job_specs(draw: st.DrawFn) -> JobSpec:
         schedule = Schedule("* * * * *", "UTC", overlap, catch_up, draw(st.integers(1, 3)))
     return JobSpec(
         schedule=schedule,
+        alloc=draw(st.sampled_from(["", "", "", *LABS])),
         hold=draw(st.integers(0, 9)) == 0,
         begin_s=draw(st.sampled_from([0.0, 0.0, 0.0, 1_030.0])),
         array=array,
@@ -228,6 +248,9 @@ class History:
             by.spec.team or "default"
         )
         assert mine < theirs or takes_back, "a beneficiary is in a higher band, or takes its own quota back"
+        if event.forced:
+            assert job.spec.alloc, "only what is in an alloc leaves with it, whatever its own wishes"
+            return
         assert job.spec.preemption is not Preemption.NEVER
         assert event.deadline_s >= now_s + job.spec.grace_period_s, "the whole grace period"
 
@@ -238,7 +261,7 @@ class History:
             size, least = gang(job)
             if job.uid in placed and job.stopping is None:
                 assert size >= least, f"{job.uid} starts with {size} of {least}"
-            if job.uid in taken:
+            if job.uid in taken and not job.spec.alloc:
                 assert not job.staying_tasks() or size >= least or job.uid in self.below_min_since, (
                     "taken below its minimum"
                 )
@@ -334,7 +357,7 @@ class CellMachine(RuleBasedStateMachine):
 
     def some_job(self, data: st.DataObject) -> str:
         live = [j.spec.name for j in self.cell.state.live_jobs()]
-        return data.draw(st.sampled_from(live * 4 + NAMES))
+        return data.draw(st.sampled_from(live * 4 + NAMES + LABS))
 
     @rule(data=st.data(), replicas=ranges)
     def scale(self, data: st.DataObject, replicas: Replicas) -> None:
@@ -349,9 +372,9 @@ class CellMachine(RuleBasedStateMachine):
         """What runs goes on; what starts from now on is covered (checked at every start)."""
         self.ask(PolicyProposed(policy))
 
-    @rule(data=st.data(), immediately=st.booleans())
-    def stop(self, data: st.DataObject, immediately: bool) -> None:
-        self.ask(JobStopRequested(self.some_job(data), immediately))
+    @rule(data=st.data(), immediately=st.booleans(), force=st.booleans())
+    def stop(self, data: st.DataObject, immediately: bool, force: bool) -> None:
+        self.ask(JobStopRequested(self.some_job(data), immediately, force))
 
     @rule(data=st.data(), desired=st.integers(0, 6))
     def propose(self, data: st.DataObject, desired: int) -> None:
@@ -613,7 +636,7 @@ class CellMachine(RuleBasedStateMachine):
             used = Resources()
             for job in state.live_jobs():
                 for task in job.staying_tasks():
-                    used = used + task.resources if task.machine == name else used
+                    used = used + task.resources if task.row == name else used
             for claim in state.claims.values():
                 if claim.machine == name:
                     used = used + claim.resources
@@ -629,8 +652,8 @@ class CellMachine(RuleBasedStateMachine):
         for name in MACHINES:
             self.seen(name)
         for job in list(self.cell.state.live_jobs()):
-            if job.spec.is_service or job.spec.schedule is not None:
-                self.ask(JobStopRequested(job.spec.name))
+            if job.spec.is_service or job.spec.is_alloc or job.spec.schedule is not None:
+                self.ask(JobStopRequested(job.spec.name, force=True))
             elif job.held:
                 self.ask(JobHoldRequested(job.spec.name, hold=False))
         for _ in range(60):

@@ -166,8 +166,30 @@ def overrides(draw: st.DrawFn, spec: JobSpec) -> tuple[Override, ...]:
 
 @st.composite
 def specs(draw: st.DrawFn) -> JobSpec:
+    if draw(st.integers(0, 7)) == 0:
+        return draw(alloc_specs())
     spec = draw(plain_specs())
-    return replace(spec, tasks=draw(overrides(spec)))
+    plain = not (spec.constraints or spec.prefer or spec.topology or spec.spread or spec.data)
+    alloc = draw(st.sampled_from(["", "lab"])) if plain and spec.name != "lab" else ""
+    return replace(spec, tasks=draw(overrides(spec)), alloc=alloc)
+
+
+@st.composite
+def alloc_specs(draw: st.DrawFn) -> JobSpec:
+    shape = draw(shapes())
+    return JobSpec(
+        name=draw(names),
+        kind=Kind.ALLOC,
+        resources=shape.resources,
+        accelerator_type=shape.accelerator_type,
+        replicas=draw(ranges()),
+        priority=Priority(draw(st.sampled_from(Band)), draw(st.integers(-99, 99))),
+        grace_period_s=draw(seconds),
+        max_duration_s=draw(st.one_of(st.just(0.0), seconds)),
+        labels=draw(variables),
+        team=draw(st.sampled_from(["", "search"])),
+        **draw(places()),
+    )
 
 
 @st.composite

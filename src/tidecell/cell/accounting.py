@@ -108,9 +108,10 @@ class Account:
             self._sums(job, self._step(at_s)[0]).starts += 1
 
     def _add(self, sums: Sums, job: Job, seconds: float) -> None:
+        inside = bool(job.spec.alloc)  # what it holds is its alloc's, and counted there
         for task in job.open_tasks():
             wanted = task.index < job.desired and job.stopping is None
-            if task.active:
+            if task.active and not inside:
                 held = task.resources
                 sums.cpu_milli_s += held.cpu_millis * seconds
                 sums.memory_byte_s += held.memory_bytes * seconds
@@ -118,7 +119,7 @@ class Account:
                     sums.gpu_milli_s[kind] = sums.gpu_milli_s.get(kind, 0.0) + millis * seconds
             elif task.state is TaskState.PENDING and wanted:
                 sums.waited_s += seconds
-            if task.active or wanted:
+            if (task.active or wanted) and not inside:
                 asked = job.spec.request(task.index)
                 sums.requested_cpu_milli_s += asked.cpu_millis * seconds
                 sums.requested_gpu_milli_s += asked.gpu_millis * seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from tidecell.cell.allocs import alloc_of, empty_envelopes
 from tidecell.cell.records import CellState, Job
 from tidecell.scheduler.attributes import unmet
 from tidecell.scheduler.fleet import Fleet
@@ -67,18 +68,20 @@ def blocking(state: CellState, job: Job) -> list[tuple[str, Job]]:
 
 def check_capacity(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
     """Raise RefusedError if the gang would not fit on the empty cell (unless the job waits for that)."""
+    if spec.is_alloc and spec.alloc:
+        raise RefusedError(f"alloc '{spec.name}' cannot be inside another alloc", "take alloc out")
+    rows = rows_for(state, spec)
     if RetryOn.NO_CAPACITY in spec.retry.on:
         return
     if spec.sizes:
-        _check_sizes(state, spec, replicas)
+        _check_sizes(rows, spec, replicas)
         return
-    room = _room_when_empty(state, spec)
+    room = _room_when_empty(state, spec, rows)
     if room is None or room >= max(1, replicas.min):
         return
-    machines = [m.spec for m in state.machines.values() if m.up]
-    matching = [m for m in machines if m.has_type(spec.accelerator_type)]
+    matching = [m for m in rows if m.has_type(spec.accelerator_type)]
     if not matching:
-        raise _no_accelerator(spec, machines)
+        raise _no_accelerator(spec, rows)
     allowed = [m for m in matching if unmet(spec, m) is None]
     if not allowed:
         raise _no_such_machine(spec, matching)
@@ -93,9 +96,19 @@ def check_capacity(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
     )
 
 
-def _check_sizes(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
+def rows_for(state: CellState, spec: JobSpec) -> list[MachineSpec]:
+    """Return what a job's replicas may be placed on: machines, or the envelopes that its alloc asks for.
+
+    Raises:
+        RefusedError: It is for an alloc that it may not enter.
+    """
+    if spec.alloc:
+        return empty_envelopes(alloc_of(state, spec))
+    return [m.spec for m in state.machines.values() if m.up]
+
+
+def _check_sizes(machines: list[MachineSpec], spec: JobSpec, replicas: Replicas) -> None:
     """Raise RefusedError if a gang of differing sizes would not fit on the empty cell."""
-    machines = [m.spec for m in state.machines.values() if m.up]
     if not machines:
         return
     fleet, count = Fleet.of(machines), max(1, replicas.min)
@@ -132,15 +145,16 @@ def _together(spec: JobSpec) -> tuple[str, str]:
     return "", ""
 
 
-def _room_when_empty(state: CellState, spec: JobSpec) -> int | None:
+def _room_when_empty(state: CellState, spec: JobSpec, rows: list[MachineSpec]) -> int | None:
     """Return how many replicas the empty cell would hold together; None: no machine has joined."""
+    if spec.alloc:
+        return num_that_fit(Fleet.of(rows), spec)
     key = (spec.shapes, spec.constraints, spec.topology, spec.spread)
     known = state.index.capacity.get(key)
     if known is None:
-        machines = [m.spec for m in state.machines.values() if m.up]
-        if not machines:
+        if not rows:
             return None
-        fleet = Fleet.of(machines)
+        fleet = Fleet.of(rows)
         known = state.index.capacity[key] = num_that_fit(fleet, spec)
     return int(known)
 

@@ -111,7 +111,7 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
     JobStopping: lambda e: f"stopping: {e.cause.value}" + (f", {e.message}" if e.message else ""),
     JobFinished: lambda e: f"{e.state.value}" + (f": {e.message}" if e.message else ""),
     TaskPlaced: lambda e: f"replica {e.ref.index} placed on {e.machine}, attempt {e.attempt}",
-    TaskStarted: lambda e: f"replica {e.ref.index} started, pid {e.pid}",
+    TaskStarted: lambda e: f"replica {e.ref.index} started" + (f", pid {e.pid}" if e.pid else ""),
     TaskReadiness: lambda e: f"replica {e.ref.index} is {'ready' if e.ready else 'not ready'}",
     TaskNoticed: _noticed,
     TaskStopping: lambda e: f"replica {e.ref.index} asked to end",

@@ -75,6 +75,8 @@ def note_drained(state: CellState, now_s: float) -> list[Event]:
 
 def drain_steps(state: CellState, job: Job, now_s: float) -> list[Event]:
     """Return what drains ask of a job now; also the end of standing in once a drain is cancelled."""
+    if job.spec.alloc:
+        return []  # its tasks leave with their envelopes
     closed = closed_machines(state, now_s)
     here = [t for t in job.staying_tasks() if t.machine in closed]
     overdue = [t for t in here if now_s >= state.drains[t.machine].deadline_s]

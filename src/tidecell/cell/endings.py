@@ -95,6 +95,8 @@ def failure_of(down: TaskDown) -> RetryOn:
 
 
 def _after_failure(job: Job, task: Task, down: TaskDown, why: RetryOn, count: _Count) -> TaskState:
+    if job.spec.is_alloc:  # nothing of it can fail: its machine went away
+        return TaskState.PENDING
     if job.spec.is_service:
         # A version that cannot be started ends its update, not the service.
         keeps_on = not down.error or job.rollout is not None

@@ -129,6 +129,8 @@ class Index:
         loads: The same by machine or envelope.
         candidates: Live jobs that have tasks which wait, wanted or not.
         services: Live services, oldest first.
+        allocs: Live allocs, oldest first.
+        members: Alloc's name to the live jobs that are in it or wait to enter it, oldest first.
         claims_of: Uid to the indices of its tasks for which capacity is held, and where.
         after: Name to the live jobs that come after jobs of that name.
         timed: Live jobs whose rules look at the clock at every tick.
@@ -142,6 +144,8 @@ class Index:
     loads: dict[str, Load] = field(default_factory=dict)
     candidates: dict[str, None] = field(default_factory=dict)
     services: dict[str, None] = field(default_factory=dict)
+    allocs: dict[str, None] = field(default_factory=dict)
+    members: dict[str, dict[str, None]] = field(default_factory=dict)
     claims_of: dict[str, dict[int, str]] = field(default_factory=dict)
     after: dict[str, dict[str, None]] = field(default_factory=dict)
     timed: dict[str, None] = field(default_factory=dict)
@@ -196,6 +200,8 @@ class Index:
             if job is not None:
                 self._take_task(job, ref.index)
                 self._weigh(job)
+                if job.spec.is_alloc:  # its envelopes are machines to the scheduler
+                    self._see_machines()
                 if self.changes is not None:
                     self.changes.task(ref.uid, ref.index)
         elif scope is _Scope.JOB:
@@ -204,8 +210,11 @@ class Index:
             self._note_claim(event)
         else:
             self.capacity.clear()
-            if self.changes is not None:
-                self.changes.machines = True
+            self._see_machines()
+
+    def _see_machines(self) -> None:
+        if self.changes is not None:
+            self.changes.machines = True
 
     def _note_job(self, state: CellState, event: Event) -> None:
         uid: str = event.uid  # type: ignore[attr-defined]
@@ -218,6 +227,8 @@ class Index:
             self._leave(job)
         else:
             self._weigh(job)
+        if job.spec.is_alloc:
+            self._see_machines()
         if self.changes is None:
             return
         self.changes.jobs[uid] = None
@@ -238,17 +249,20 @@ class Index:
     def _enter(self, job: Job) -> None:
         if job.spec.is_service:
             self.services[job.uid] = None
+        if job.spec.is_alloc:
+            self.allocs[job.uid] = None
+        if job.spec.alloc:
+            self.members.setdefault(job.spec.alloc, {})[job.uid] = None
         for name in job.spec.after:
             self.after.setdefault(name, {})[job.uid] = None
         self._weigh(job)
 
     def _leave(self, job: Job) -> None:
         self.services.pop(job.uid, None)
+        self.allocs.pop(job.uid, None)
+        _drop(self.members, job.spec.alloc, job.uid)
         for name in job.spec.after:
-            others = self.after.get(name, {})
-            others.pop(job.uid, None)
-            if not others:
-                self.after.pop(name, None)
+            _drop(self.after, name, job.uid)
         self._weigh(job)
 
     def _weigh(self, job: Job) -> None:
@@ -351,6 +365,14 @@ def _holding(task: Task) -> Holding | None:
         return None
     leaving = task.notice is not None
     return Holding(task.machine, task.envelope, task.resources, task.accelerators, leaving)
+
+
+def _drop(groups: dict[str, dict[str, None]], name: str, uid: str) -> None:
+    """Take a job out of a group; a group of none is not kept."""
+    group = groups.get(name, {})
+    group.pop(uid, None)
+    if not group:
+        groups.pop(name, None)
 
 
 def _keep(keys: dict[Any, None], key: Any, wanted: bool) -> None:

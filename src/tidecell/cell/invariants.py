@@ -13,14 +13,16 @@ from tidecell.structs.errors import InvariantError
 from tidecell.structs.job import ACTIVE, TERMINAL, Band, Cause, TaskState
 from tidecell.structs.messages import Event, TaskNoticed, TaskPlaced, TaskRef
 from tidecell.structs.resources import GPU
-from tidecell.structs.tenant import Policy, Team, limit, team_of
+from tidecell.structs.tenant import Policy, Team, is_charged, limit, team_of
 
 
 def check_state(state: CellState) -> None:
     """Raise InvariantError if anything that must always hold does not."""
     _indexes(state)
     _epochs(state)
-    _capacity(state, _derived(state))
+    index = _derived(state)
+    _capacity(state, index)
+    _envelopes(state, index)
     for job in state.jobs.values():
         _job(state, job)
     _claims(state)
@@ -66,7 +68,7 @@ def _budget(state: CellState, event: TaskNoticed) -> None:
 def _quota(state: CellState, policy: Policy, event: TaskPlaced, now_s: float) -> None:
     """3. Admitted usage never exceeds quota: summed anew from every task, leaving ones included."""
     job = state.jobs[event.ref.uid]
-    if job.spec.priority.band is Band.BEST_EFFORT:
+    if not is_charged(job.spec):
         return
     team = policy.team(team_of(job.spec))
     word = job.spec.priority.band.word
@@ -96,7 +98,7 @@ def _lends(mates: tuple[Team, ...], name: str, word: str, component: str) -> int
 def _used(state: CellState, team: str, word: str, component: str) -> int:
     total = 0
     for job in state.live_jobs():
-        if team_of(job.spec) == team and job.spec.priority.band.word == word:
+        if is_charged(job.spec) and team_of(job.spec) == team and job.spec.priority.band.word == word:
             for task in job.active_tasks():
                 r = task.resources
                 total += {"cpu": r.cpu_millis, "memory": r.memory_bytes}.get(component, r.gpu_millis)
@@ -173,6 +175,25 @@ def _capacity(state: CellState, index: Index) -> None:
         _require(not over, f"devices of machine '{name}' are over-committed: {over}")
 
 
+def _envelopes(state: CellState, index: Index) -> None:
+    """2. In envelopes too; and who is in one is of its alloc, and on its machine."""
+    for job in state.live_jobs():
+        for task in job.active_tasks():
+            name = job.spec.envelope_name(task.index)
+            if job.spec.is_alloc:
+                used = index.load(name).used
+                _require(used.resources.fits(task.resources), f"envelope '{name}' is over-committed", job)
+                _require({*used.devices} <= {*task.accelerators}, f"'{name}' uses others' devices", job)
+            _require(bool(job.spec.alloc) == bool(task.envelope), f"'{name}' is not in its alloc", job)
+            if not task.envelope:
+                continue
+            alloc, _, number = task.envelope.rpartition("/")
+            home = state.find(alloc)
+            _require(home is not None and alloc == job.spec.alloc, f"'{name}' is in '{task.envelope}'", job)
+            host = home.tasks[int(number)] if home is not None else task
+            _require(host.active and host.machine == task.machine, f"'{name}' outlives its envelope", job)
+
+
 def _job(state: CellState, job: Job) -> None:
     if job.outcome is not None:
         active = [t for t in job.tasks if t.state in ACTIVE or t.state is TaskState.PENDING]
@@ -211,4 +232,6 @@ def _claims(state: CellState) -> None:
                 f"capacity is held for {uid}/{index}, which runs",
                 job,
             )
-        _require(claim.machine in state.machines, f"capacity is held on unknown machine '{claim.machine}'")
+        alloc = claim.machine.rpartition("/")[0]
+        known = claim.machine in state.machines or (bool(alloc) and state.find(alloc) is not None)
+        _require(known, f"capacity is held on unknown machine '{claim.machine}'")

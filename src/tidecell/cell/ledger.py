@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
+from tidecell.cell.allocs import find_row
 from tidecell.cell.index import Key, Sum
 from tidecell.cell.records import CellState
 from tidecell.scheduler.attributes import unmet
 from tidecell.structs.job import JobSpec
+from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import Claim, Placement
 from tidecell.structs.resources import GPU, Resources
 
@@ -40,27 +42,27 @@ class Ledger:
 
     def meets(self, spec: JobSpec, placement: Placement) -> bool:
         """Return whether the machine meets the job's constraints and has what was asked for where it is."""
-        machine = self._state.machines.get(placement.machine)
-        if machine is None:
+        machine = self._row(placement.machine)
+        if machine is None or machine.alloc != spec.alloc:
             return False
         wanted = spec.shapes[placement.shape].accelerator_type.lower()
         if wanted and placement.accelerators:
-            types = {a.index: a.type.lower() for a in machine.spec.accelerators}
+            types = {a.index: a.type.lower() for a in machine.accelerators}
             if not all(wanted in types.get(i, "") for i in placement.accelerators):
                 return False
-        return not spec.constraints or unmet(spec, machine.spec) is None
+        return not spec.constraints or unmet(spec, machine) is None
 
     def take(self, placement: Placement, mine: Set[Key]) -> bool:
         """Use what a placement asks for, if it is free and not held for others than ``mine``."""
         name = placement.machine
-        machine = self._state.machines.get(name)
-        if machine is None or not machine.up or name in self.closed:
+        machine = self._row(name)
+        if machine is None:
             return False
         wanted, used = placement.resources, self._sum(name)
         held = self._held(name, mine)
-        if not _fits(used, held, wanted, machine.spec.capacity):
+        if not _fits(used, held, wanted, machine.capacity):
             return False
-        if not _devices_free(used.devices, placement, {a.index for a in machine.spec.accelerators}):
+        if not _devices_free(used.devices, placement, {a.index for a in machine.accelerators}):
             return False
         used.add(wanted, placement.accelerators, 1)
         return True
@@ -69,6 +71,11 @@ class Ledger:
         """Undo ``take``."""
         for placement in placements:
             self._sum(placement.machine).add(placement.resources, placement.accelerators, -1)
+
+    def _row(self, name: str) -> MachineSpec | None:
+        """Return a machine, or an alloc's envelope, that takes new work."""
+        row = find_row(self._state, name)
+        return None if row is None or name in self.closed or row.host in self.closed else row
 
     def _sum(self, name: str) -> Sum:
         used = self._used.get(name)
@@ -119,14 +126,14 @@ class Ledger:
         return True
 
     def _will_hold(self, name: str, wanted: Resources, mine: Set[Key]) -> bool:
-        machine = self._state.machines.get(name)
-        if machine is None or not machine.up or name in self.closed:
+        machine = self._row(name)
+        if machine is None:
             return False
         rest = self._sum(name).copy()
         for leaving in (self._state.index.load(name).leaving, self._freed.get(name)):
             if leaving is not None:
                 rest.add(leaving.resources, (), -1)
-        return _fits(rest, self._held(name, mine), wanted, machine.spec.capacity)
+        return _fits(rest, self._held(name, mine), wanted, machine.capacity)
 
 
 def _fits(used: Sum, held: Sum | None, wanted: Resources, capacity: Resources) -> bool:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tidecell.cell.drains import closed_machines
 from tidecell.cell.index import Changes
-from tidecell.cell.snapshot import job_view, take_snapshot, task_view, waits
+from tidecell.cell.snapshot import closed_rows, job_view, rows_of, take_snapshot, task_view, waits
 from tidecell.cell.state import CellState, Job
 from tidecell.scheduler.board import occupied_fleet, occupy
 from tidecell.scheduler.fleet import Fleet
@@ -64,7 +63,7 @@ class Picture:
         return snapshot, Kept(self._fleet, self._views, self._kept_waiting)
 
     def _see_machines(self) -> bool:
-        machines = tuple(m.spec for _, m in sorted(self._state.machines.items()) if m.up)
+        machines = rows_of(self._state)
         if machines == self._machines:
             return False
         self._machines = machines
@@ -72,12 +71,7 @@ class Picture:
 
     def _see_closed(self, now_s: float) -> bool:
         """Note which machines take no new work; return whether that has changed."""
-        closed: tuple[str, ...] = ()
-        if self._state.drains:
-            names = closed_machines(self._state, now_s)
-            closed = tuple(
-                sorted(n for n in names if n in self._state.machines and self._state.machines[n].up)
-            )
+        closed = closed_rows(self._machines, self._state, now_s)
         changed, self._closed = closed != self._closed, closed
         return changed
 

@@ -20,6 +20,7 @@ from tidecell.structs.tenant import (
     Team,
     can_borrow,
     describe_amount,
+    is_charged,
     is_fixed,
     limit,
 )
@@ -62,7 +63,7 @@ def check_quota(state: CellState, spec: JobSpec, now_s: float) -> None:
     if policy is None:
         return
     team = _team(policy, spec)
-    if spec.priority.band is Band.BEST_EFFORT:
+    if not is_charged(spec):
         return
     if team is None:
         raise RefusedError(

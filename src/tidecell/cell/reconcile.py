@@ -8,6 +8,7 @@ runtime applies the events and asks again until nothing follows.
 from __future__ import annotations
 
 from tidecell.cell.admission import blocking
+from tidecell.cell.allocs import empty_leavers, find_row, jobs_in, stop_members
 from tidecell.cell.drains import closed_machines, drain_steps
 from tidecell.cell.rollout import advance
 from tidecell.cell.schedules import next_of_schedule
@@ -37,6 +38,8 @@ def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
     _drop_idle_claims(state, job, now_s, decision)
     if not job.live:
         return decision
+    if job.spec.is_alloc and (events := stop_members(state, job)):
+        return Decision(events, touched={uid, *(m.uid for m in jobs_in(state, job.spec.name))})
     if job.stopping is None:
         stop = _conclusion(state, job, now_s)
         if stop is not None:
@@ -53,7 +56,11 @@ def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
         decision.events, decision.touched = next_of_schedule(state, job, now_s)
         return decision
     _tell_leavers(state, job, now_s, decision)
-    _stop_leavers(state, job, now_s, decision)
+    if job.spec.is_alloc:
+        decision.events += empty_leavers(state, job, now_s)
+        decision.touched = {uid, *state.index.members.get(job.spec.name, ())} if decision.events else set()
+    else:
+        _stop_leavers(state, job, now_s, decision)
     return decision
 
 
@@ -61,8 +68,8 @@ def _drop_idle_claims(state: CellState, job: Job, now_s: float, decision: Decisi
     closed = closed_machines(state, now_s) if state.drains else frozenset()
     for index, name in state.index.claims_of.get(job.uid, {}).items():
         wanted = job.live and job.stopping is None and index < len(job.tasks) and job.wants(index)
-        machine = state.machines.get(name)
-        here = machine is not None and machine.up and name not in closed
+        row = find_row(state, name)
+        here = row is not None and name not in closed and row.host not in closed
         if not wanted or not here or job.tasks[index].state is not TaskState.PENDING:
             decision.events.append(ClaimDropped(job.uid, index))
 

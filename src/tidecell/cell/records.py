@@ -63,6 +63,11 @@ class Task:
         """Whether it holds resources on a machine."""
         return self.state in ACTIVE
 
+    @property
+    def row(self) -> str:
+        """Whose capacity it uses: a machine's, or an alloc's envelope's."""
+        return self.envelope or self.machine
+
 
 @dataclass
 class Version:

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tidecell.cell.admission import blocking
+from tidecell.cell.allocs import envelopes
 from tidecell.cell.disruptions import spare_disruptions
 from tidecell.cell.drains import closed_machines
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
 from tidecell.structs.job import TaskState
+from tidecell.structs.machine import MachineSpec
 
 
 def take_snapshot(state: CellState, now_s: float) -> Snapshot:
     """Return an immutable picture of the live cell at ``now_s``."""
-    machines = tuple(m.spec for _, m in sorted(state.machines.items()) if m.up)
+    machines = rows_of(state)
     jobs = tuple(job_view(state, job, now_s) for job in state.live_jobs())
     claims = tuple(state.claims[k] for k in sorted(state.claims))
-    closed = tuple(sorted(closed_machines(state, now_s) & {m.name for m in machines}))
+    closed = closed_rows(machines, state, now_s)
     return Snapshot(now_s, machines, jobs, claims, closed=closed, policy=state.policy)
+
+
+def rows_of(state: CellState) -> tuple[MachineSpec, ...]:
+    """Return what tasks may be placed on: machines that are up, and the envelopes of allocs."""
+    machines = tuple(m.spec for _, m in sorted(state.machines.items()) if m.up)
+    if not state.index.allocs:
+        return machines
+    return (*machines, *sorted(envelopes(state), key=lambda m: m.name))
+
+
+def closed_rows(rows: Iterable[MachineSpec], state: CellState, now_s: float) -> tuple[str, ...]:
+    """Return the names of those that take no new work, in order."""
+    if not state.drains:
+        return ()
+    closed = closed_machines(state, now_s)
+    return tuple(sorted(m.name for m in rows if m.name in closed or m.host in closed))
 
 
 def job_view(state: CellState, job: Job, now_s: float, tasks: tuple[TaskView, ...] | None = None) -> JobView:
@@ -59,10 +79,9 @@ def task_view(task: Task) -> TaskView:
         return TaskView(task.index, pending=True, not_before_s=task.not_before_s, avoid=task.failed_on)
     return TaskView(
         index=task.index,
-        machine=task.machine,
+        machine=task.row,
         accelerators=task.accelerators,
         resources=task.resources,
-        envelope=task.envelope,
         placed_s=task.placed_s,
         leaving=task.notice is not None,
         leaving_by_s=task.notice.deadline_s if task.notice is not None else 0.0,

@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tidecell.cell.admission import check_admissible, check_capacity, resolve_needs
+from tidecell.cell.allocs import check_bands, check_stop, find_row, jobs_in
 from tidecell.cell.disruptions import spare_disruptions
 from tidecell.cell.drains import closed_machines, note_drained, request_drain
 from tidecell.cell.endings import task_ended
@@ -139,6 +140,7 @@ def _changed(state: CellState, message: JobChanged, now_s: float) -> Decision:
         events.append(JobRescaled(job.uid, message.replicas))
     if message.priority is not None and message.priority != job.spec.priority:
         check_priority(state, job, message.priority, now_s)
+        check_bands(state, job, replace(job.spec, priority=message.priority))
         events.append(JobReprioritized(job.uid, message.priority))
     return Decision(events, touched={job.uid})
 
@@ -161,6 +163,10 @@ def _check_revised(state: CellState, job: Job, spec: JobSpec, now_s: float) -> N
     """Raise RefusedError if the team's quota does not cover what the job would be."""
     check_quota(state, spec, now_s)
     check_priority(state, job, spec.priority, now_s)
+    check_bands(state, job, spec)
+    if spec.alloc != job.spec.alloc or spec.kind is not job.spec.kind:
+        what = "alloc" if spec.alloc != job.spec.alloc else "kind"
+        raise ConflictError(f"the {what} of job '{spec.name}' cannot change", f"tide stop {spec.name} first")
 
 
 def _rollback(state: CellState, message: RollbackRequested, now_s: float) -> Decision:
@@ -187,6 +193,7 @@ def _promote(state: CellState, message: PromoteRequested, now_s: float) -> Decis
 
 def _stop_requested(state: CellState, message: JobStopRequested, now_s: float) -> Decision:
     job = _live(state, message.name)
+    check_stop(state, job, message.force)
     grace_s = 0.0 if message.immediately else None
     if job.stopping is None:
         stop = JobStopping(job.uid, TaskState.CANCELLED, Cause.CANCEL, "stopped on request", 0, grace_s)
@@ -194,8 +201,11 @@ def _stop_requested(state: CellState, message: JobStopRequested, now_s: float) -
     if not message.immediately:
         return Decision(touched={job.uid})
     # Already stopping: hurry what is left. The engine keeps the earlier of two deadlines.
+    runs = [job] if not job.spec.is_alloc else jobs_in(state, job.spec.name)
     hurry: list[Command] = [
-        StopTask(state.ref(job, t), t.machine, job.stopping.cause, 0.0) for t in job.active_tasks()
+        StopTask(state.ref(run, t), t.machine, job.stopping.cause, 0.0)
+        for run in runs
+        for t in run.active_tasks()
     ]
     return Decision([], hurry, {job.uid})
 
@@ -232,6 +242,8 @@ def _machine_seen(state: CellState, message: MachineSeen, now_s: float) -> Decis
     running = set(message.running)
     for job, task in state.tasks_on(message.spec.name):
         ref = state.ref(job, task)
+        if job.spec.is_alloc:  # no agent knows of it, and it is where it was
+            continue
         if ref in running:
             running.discard(ref)
             if task.notice is not None and task.notice.stopping:
@@ -300,7 +312,11 @@ def _task_down(state: CellState, message: TaskDown, now_s: float) -> Decision:
     if task is None or not task.active:
         return Decision()  # told before, or a start that we gave up
     job = state.jobs[message.ref.uid]
-    return Decision([task_ended(job, task, message, now_s)], touched={job.uid})
+    decision = Decision([task_ended(job, task, message, now_s)], touched={job.uid})
+    alloc = state.find(job.spec.alloc) if task.envelope else None
+    if alloc is not None:  # it may have been the last that was inside
+        _touch(decision, alloc.uid)
+    return decision
 
 
 def _probed(state: CellState, message: TaskProbed, now_s: float) -> Decision:
@@ -335,6 +351,9 @@ def _plan(state: CellState, message: PlanProposed, now_s: float) -> Decision:
     commands: list[Command] = []
     for placed in verified.placed:
         job = state.jobs[placed.ref.uid]
+        if job.spec.is_alloc:  # nothing has to be started: it is there
+            verified.events.append(TaskStarted(placed.ref, placed.machine))
+            continue
         size = 1
         if job.spec.array is None:
             size = job.num_staying + verified.num_placed[job.uid]
@@ -378,6 +397,9 @@ def due_jobs(state: CellState, now_s: float) -> set[str]:
         load = state.index.load(name)
         due.update(uid for uid, _ in load.tasks)
         due.update(uid for uid, _ in load.claims)
+    for uid, rows in state.index.claims_of.items():  # held on what is not there any more
+        if any(find_row(state, name) is None for name in rows.values()):
+            due.add(uid)
     return due
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tidecell.cell.admission import blocking
+from tidecell.cell.allocs import find_row
 from tidecell.cell.disruptions import spare_disruptions
 from tidecell.cell.domains import in_one_domain, is_even
 from tidecell.cell.drains import closed_machines
@@ -187,14 +188,16 @@ def _place(state: CellState, job: Job, group: list[Placement], ledger: Ledger, o
             ledger.dropped.add((job.uid, task.index))
         # The sequence number that this event will get: unique, and higher than any before.
         ref = TaskRef(job.uid, task.index, state.seq + len(out.events) + 1)
+        row = find_row(state, placement.machine)
+        host = row.host if row is not None else ""
         placed = TaskPlaced(
             ref,
             task.attempt + 1,
-            placement.machine,
+            host or placement.machine,
             placement.accelerators,
             placement.resources,
             placement.shape,
-            placement.envelope,
+            placement.machine if host else "",
         )
         out.events.append(placed)
         out.placed.append(placed)
@@ -251,7 +254,7 @@ def _removal_holds(
     if job is None or not job.live or removal.index >= len(job.tasks):
         return False
     task, key = job.tasks[removal.index], (removal.uid, removal.index)
-    if not task.active or task.notice is not None or task.machine != removal.machine:
+    if not task.active or task.notice is not None or task.row != removal.machine:
         return False
     if removal.uid in out.num_placed or key in ledger.leaving:
         return False  # it cannot grow and shrink at once

@@ -22,7 +22,9 @@ from tidecell.structs.resources import format_bytes, format_cpu
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=0, help="Port of API and console (default: a free one, kept).")
 @click.option("--router-port", default=0, help="Port where services are reached (default: a free one, kept).")
-@click.option("--machine", default="", help="Name of this machine (default: its host name).")
+@click.option(
+    "--machine", default="", help="Name of this machine (default: that of before, or its host name)."
+)
 @click.option("--cpu", default="", help="Cores to offer (default: all).")
 @click.option("--memory", default="", help="Memory to offer, for example 8GB (default: all).")
 @click.option("--attr", "attrs", multiple=True, help="KEY=VALUE: say of this machine, for example rack=r1.")
@@ -48,7 +50,7 @@ def up(
         host=host,
         control_port=port,
         router_port=router_port,
-        machine=machine,
+        machine=machine or home.config().machine,  # a cell that was named keeps its machine's name
         cpu_millis=_parsed(parse_cpu, cpu, "--cpu"),
         memory_bytes=_parsed(parse_size, memory, "--memory"),
         debug=debug,

@@ -33,6 +33,7 @@ LISTENS_WITHIN_S = 10.0
 @click.option("--memory", default="", help="Memory, for example 8GB.")
 @click.option("--priority", default="batch", show_default=True, help="A band, or a band and a number.")
 @click.option("--team", default="", help="Whose quota it is charged to.")
+@click.option("--alloc", default="", metavar="NAME", help="Start it in the room of this alloc.")
 @click.option("-e", "--env", multiple=True, metavar="K=V", help="Environment variable; may be repeated.")
 @click.option("--workdir", default=".", help="Where it starts (default: here).")
 @click.option(
@@ -119,6 +120,7 @@ def _spec(name: str, command: tuple[str, ...], o: dict[str, str]) -> JobSpec:
             accelerator_type=kind,
             priority=parse_priority(o["priority"]),
             team=o["team"],
+            alloc=o["alloc"],
             retry=Retry((), 0),
             grace_period_s=30.0,
             idle_timeout_s=parse_duration(o["idle_timeout"]),

@@ -158,8 +158,7 @@ def _print_job(job: JobStatus) -> None:
         ("priority", job.priority),
         _size_fact(job),
         ("each needs", job.resources.describe()),
-        ("command", job.command),
-        ("workdir", job.workdir or "its own directory"),
+        *_program_facts(job),
         ("submitted", f"{clock(job.submitted_s)}, {ago(job.submitted_s)} ago"),
     ]
     if job.started_s:
@@ -200,7 +199,7 @@ def _print_job(job: JobStatus) -> None:
             if t.leaving
             else ("ready" if t.ready and job.kind == "service" else ""),
             str(t.attempt),
-            t.machine or "-",
+            (f"{t.machine} ({t.envelope})" if t.envelope else t.machine) or "-",
             str(t.pid or "-"),
             str(t.port or "-"),
             format_cpu(t.cpu_millis) if t.pid else "-",
@@ -212,6 +211,15 @@ def _print_job(job: JobStatus) -> None:
     ]
     columns = ("REPLICA", "STATE", "", "ATTEMPT", "MACHINE", "PID", "PORT", "CPU", "MEMORY", "LAST")
     print_table(columns, rows)
+
+
+def _program_facts(job: JobStatus) -> list[tuple[str, str]]:
+    """Say what it runs; of an alloc who is inside and what is free."""
+    inside = [("alloc", job.alloc)] if job.alloc else []
+    if job.kind != "alloc":
+        return [("command", job.command), ("workdir", job.workdir or "its own directory"), *inside]
+    free = "; ".join(f"{name}: {room.describe()}" for name, room in job.free.items())
+    return [("jobs in it", ", ".join(job.members) or "none"), ("free", free or "not placed yet")]
 
 
 def _size_fact(job: JobStatus) -> tuple[str, str]:
@@ -268,8 +276,11 @@ def _prefixed(text: str, index: int) -> str:
 @_by_label
 @click.option("-y", "--yes", is_flag=True, help="With -l: do not ask.")
 @click.option("--now", is_flag=True, help="Skip the grace period: SIGKILL at once.")
+@click.option("--force", is_flag=True, help="Stop an alloc with all jobs in it.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait until it has stopped.")
-def stop(names: tuple[str, ...], labels: tuple[str, ...], yes: bool, now: bool, detach: bool) -> None:
+def stop(
+    names: tuple[str, ...], labels: tuple[str, ...], yes: bool, now: bool, detach: bool, force: bool
+) -> None:
     """Stop jobs, by name or by label: notice, SIGTERM, and SIGKILL after the grace period."""
     if bool(names) == bool(labels):
         what = "gives names and labels" if names else "says neither names nor labels"
@@ -277,7 +288,7 @@ def stop(names: tuple[str, ...], labels: tuple[str, ...], yes: bool, now: bool, 
     with Client.from_home() as client:
         if labels:
             names = _chosen(client, labels, yes)
-        stopped = [client.stop(name, now) for name in names]
+        stopped = [client.stop(name, now, force) for name in names]
         for job in stopped:
             last = job if detach else client.wait(job.uid)
             out.print(f"{last.name}  ", state_text(last.state), "" if last.done else "  (stopping)")

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("tidecell.cli.demo", "demo", "From raw text to a served model, and the tide, in five minutes"),
     "run": ("tidecell.cli.run", "run", "Run a command and follow it"),
     "dev": ("tidecell.cli.dev", "dev", "Start a dev session and attach to it"),
+    "alloc": ("tidecell.cli.alloc", "alloc", "Reserve room that jobs enter and leave"),
     "attach": ("tidecell.cli.dev", "attach", "Attach to a dev session"),
     "exec": ("tidecell.cli.dev", "exec_", "Run a command beside a running task"),
     "apply": ("tidecell.cli.specs", "apply", "Create or change jobs from a file"),

@@ -56,6 +56,7 @@ PASSED_ON = ("PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "LD_LIBRARY_PA
 @click.option("--grace-period", default="30s", show_default=True, help="Between notice and SIGKILL.")
 @click.option("--begin", default="", metavar="TIME", help="Start no earlier: +10m, 2026-11-24 03:00.")
 @click.option("--hold", is_flag=True, help="Wait until it is released: tide release NAME.")
+@click.option("--alloc", default="", metavar="NAME", help="Run in the room that this alloc has reserved.")
 @click.option("--after", multiple=True, metavar="JOB", help="Start when this job has succeeded.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(command: tuple[str, ...], detach: bool, **options: object) -> None:
@@ -105,6 +106,7 @@ def _spec(command: tuple[str, ...], o: dict[str, object]) -> JobSpec:
             begin_s=parse_moment(text("begin"), time.time()) if text("begin") else 0.0,
             hold=bool(o["hold"]),
             after=tuple(_strings(o["after"])),
+            alloc=text("alloc"),
         )
     except ValueError as error:
         raise TidecellError(str(error), "tide run --help shows what each flag takes") from error

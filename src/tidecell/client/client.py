@@ -305,9 +305,13 @@ class Client:
         top = min_replicas if max_replicas is None else max_replicas
         return self.change(name, Replicas(min_replicas, top))
 
-    def stop(self, name: str, now: bool = False) -> JobStatus:
-        """Stop a job: notice, SIGTERM, and SIGKILL after its grace period (``now``: at once)."""
-        raw = self._call("DELETE", f"/v1/jobs/{name}", now="1" if now else None)
+    def stop(self, name: str, now: bool = False, force: bool = False) -> JobStatus:
+        """Stop a job: notice, SIGTERM, and SIGKILL after its grace period (``now``: at once).
+
+        An alloc with jobs in it is stopped only with ``force``, and they with it.
+        """
+        flags = {"now": "1" if now else None, "force": "1" if force else None}
+        raw = self._call("DELETE", f"/v1/jobs/{name}", **flags)
         return msgspec.json.decode(raw, type=JobStatus)
 
     def hold(self, name: str) -> JobStatus:

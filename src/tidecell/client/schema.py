@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tidecell.client.document import Node, read_text
 from tidecell.client.document import read_data as read_plain_data
+from tidecell.client.schema_alloc import alloc_rules
 from tidecell.client.schema_lifecycle import read_disruptions, read_retry, read_update
 from tidecell.client.schema_placement import (
     placement_rules,
@@ -190,6 +191,7 @@ class _SpecReader:
             data=read_data(top),
             tasks=read_tasks(top, shapes[0]),
             idle_timeout_s=top.take("idle_timeout", duration, default_idle_timeout_s(kind)),
+            alloc=top.take("alloc", name_of, ""),
         )
         self._rules(spec)
         return self._with_model(spec)
@@ -264,6 +266,7 @@ class _SpecReader:
         work_rules(top, spec)
         placement_rules(top, spec)
         task_rules(top, spec)
+        alloc_rules(top, spec)
         if spec.name and spec.name in spec.after:
             top.note("after", f"'{spec.name}' cannot come after itself", "take it out")
 

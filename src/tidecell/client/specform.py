@@ -84,6 +84,8 @@ def _full(spec: JobSpec) -> dict[str, Any]:
     }
     if spec.kind is Kind.DEV:
         out["idle_timeout"] = format_duration(spec.idle_timeout_s)
+    if spec.alloc:
+        out["alloc"] = spec.alloc
     if spec.checkpoint is not None:
         out["checkpoint"] = {"path": spec.checkpoint.path, "every": format_duration(spec.checkpoint.every_s)}
     out["retry"] = _retry(spec.retry)

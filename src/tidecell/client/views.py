@@ -20,6 +20,7 @@ class TaskStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         wanted: Whether it should run now; the others are above the desired number.
         leaving: Why it was told to leave (a cause), empty otherwise.
         cpu_millis: Measured use over the last seconds.
+        envelope: The alloc's envelope that it is in: ``alloc/index``.
     """
 
     index: int
@@ -40,6 +41,7 @@ class TaskStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_bytes: int = 0
     accelerators: tuple[int, ...] = ()
     version: int = 1
+    envelope: str = ""
 
 
 class UpdateStatus(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -121,6 +123,9 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         position: Its place in scheduling order among all that wait, from 1; 0: it waits for nothing.
         team_position: Its place among its own team's.
         tasks: Replicas; of an array only items that run, wait openly or failed.
+        alloc: The alloc that it is in, or waits to enter.
+        members: Of an alloc, the names of the jobs in it.
+        free: Of an alloc, what nobody in it uses, by envelope.
     """
 
     uid: str
@@ -161,6 +166,9 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     next_s: float = 0.0
     runs: tuple[str, ...] = ()
     parent: str = ""
+    alloc: str = ""
+    members: tuple[str, ...] = ()
+    free: dict[str, Resources] = {}
 
     @property
     def ready_replicas(self) -> int:

@@ -13,6 +13,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("update", "disruptions", "begin", "hold", "schedule"),
         *("constraints", "prefer", "topology", "spread", "data", "tasks"),
         "idle_timeout",
+        "alloc",
     ),
     "tasks": ("resources", "env", "run"),
     "resources": ("gpu", "cpu", "memory", "any_of"),

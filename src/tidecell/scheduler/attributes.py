@@ -70,6 +70,17 @@ def holds_N(fleet: Fleet, name: str) -> Bools:
     return found
 
 
+def of_alloc_N(fleet: Fleet, alloc: str) -> Bools:
+    """Return which rows are an alloc's envelopes; of no alloc: machines themselves."""
+    key = f"alloc:{alloc}"
+    known = fleet.columns.get(key)
+    if isinstance(known, np.ndarray) and len(known) == len(fleet.specs):
+        return known
+    found = np.array([machine.alloc == alloc for machine in fleet.specs], np.bool_)
+    fleet.columns[key] = found
+    return found
+
+
 def unmet(spec: JobSpec, machine: MachineSpec) -> Condition | None:
     """Return the first constraint of a job that a machine does not meet."""
     return next((c for c in spec.constraints if not c.holds(attributes_of(machine, c.key))), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tidecell.scheduler.attributes import column, meets_N
+from tidecell.scheduler.attributes import column, meets_N, of_alloc_N
 from tidecell.scheduler.board import Board
 from tidecell.scheduler.feasibility import Room, copies_N, devices_of_type
 from tidecell.scheduler.fleet import Fleet
@@ -16,12 +16,13 @@ MAX_DOMAINS = 6
 
 def describe_excluded(fleet: Fleet, spec: JobSpec) -> str:
     """Return which condition excludes how many machines: ``rack = r1 excludes 3 of 4 machines``."""
-    total, parts = len(fleet.names), []
+    here_N = of_alloc_N(fleet, spec.alloc)
+    total, parts = int(here_N.sum()), []
     if spec.accelerator_type:
-        lacking = total - int(devices_of_type(fleet, spec.accelerator_type)[1].sum())
+        lacking = total - int((devices_of_type(fleet, spec.accelerator_type)[1] & here_N).sum())
         parts += [f"gpu {spec.accelerator_type} excludes {lacking} of {total} machines"] if lacking else []
     for condition in spec.constraints:
-        excluded = total - int(meets_N(fleet, condition).sum())
+        excluded = total - int((meets_N(fleet, condition) & here_N).sum())
         parts += [f"{condition} excludes {excluded} of {total} machines"] if excluded else []
     return ", ".join(parts)
 

@@ -40,9 +40,9 @@ from tidecell.scheduler.whatif import (
     num_staying,
     vacate,
 )
-from tidecell.scheduler.words import describe_free, describe_needs, listed, work_at_risk
+from tidecell.scheduler.words import describe_free, describe_needs, listed, lost_with_envelope, work_at_risk
 from tidecell.structs.job import JobSpec, Reason, TaskState
-from tidecell.structs.messages import Plan, Removal
+from tidecell.structs.messages import Placement, Plan, Removal
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import team_of
 
@@ -67,14 +67,12 @@ def explain_plan(
     jobs = [new_job(spec, snapshot.now_s, live) for spec in new_specs]
     before = replace(snapshot, jobs=(*snapshot.jobs, *jobs))
     uids = {job.uid: job.name for job in jobs}
-    plan, trace = schedule(before, seed)
-    removals, after, last = _until_rest(before, seed, set(uids))
+    _, trace = schedule(before, seed)
+    placements, removals, after, last = _until_rest(before, seed, set(uids))
     return PlanView(
         changes=changes,
         starts=all(num_missing(_get(after, uid)) == 0 for uid in uids),
-        placements=tuple(
-            PlannedPlacement(uids[p.uid], p.index, p.machine) for p in plan.placements if p.uid in uids
-        ),
+        placements=tuple(PlannedPlacement(uids[p.uid], p.index, p.machine) for p in placements),
         victims=tuple(_victim(before, removal) for removal in removals),
         waits=_waits(jobs, trace, last),
     )
@@ -87,18 +85,27 @@ def _get(snapshot: Snapshot, uid: str) -> JobView:
     return job
 
 
-def _until_rest(snapshot: Snapshot, seed: int, uids: set[str]) -> tuple[list[Removal], Snapshot, PlanTrace]:
-    """Let victims leave and others take their place until nothing changes; removals for ``uids``."""
+def _until_rest(
+    snapshot: Snapshot, seed: int, uids: set[str]
+) -> tuple[list[Placement], list[Removal], Snapshot, PlanTrace]:
+    """Let victims leave and others take their place until nothing changes.
+
+    Returns:
+        What of ``uids`` starts before anybody has to leave, who leaves for them, the end, and why not more.
+    """
+    placements: list[Placement] = []
     removals: list[Removal] = []
     trace = PlanTrace()
     for _ in range(MAX_ROUNDS):
         plan, trace = schedule(snapshot, seed)
+        if not removals:
+            placements += [p for p in plan.placements if p.uid in uids]
         removals += [r for r in plan.removals if r.by in uids]
         following = vacate(carry_out(snapshot, plan))
         if following == snapshot:
             break
         snapshot = following
-    return removals, snapshot, trace
+    return placements, removals, snapshot, trace
 
 
 def _waits(jobs: Sequence[JobView], first: PlanTrace, last: PlanTrace) -> tuple[PlannedWait, ...]:
@@ -118,6 +125,8 @@ def _victim(snapshot: Snapshot, removal: Removal) -> PlannedVictim:
     task = next(t for t in job.tasks if t.index == removal.index)
     action = "shrink" if removal.new_size else "evict"
     loses = work_at_risk(job, task, snapshot.now_s)
+    if job.spec.is_alloc:
+        loses = lost_with_envelope(snapshot, job.spec.envelope_name(task.index))
     return PlannedVictim(job.name, removal.index, removal.machine, action, removal.new_size, loses)
 
 
@@ -219,12 +228,14 @@ def _holders(snapshot: Snapshot, job: JobView) -> tuple[Holder, ...]:
     suited = {
         m.name
         for m in snapshot.machines
-        if m.has_type(job.spec.accelerator_type)
+        if m.alloc == job.spec.alloc
+        and m.has_type(job.spec.accelerator_type)
         and job.spec.resources.fits(m.capacity)
         and unmet(job.spec, m) is None
     }
     if not suited:  # none could: then all of the type count
-        suited = {m.name for m in snapshot.machines if m.has_type(job.spec.accelerator_type)}
+        here = [m for m in snapshot.machines if m.alloc == job.spec.alloc]
+        suited = {m.name for m in here if m.has_type(job.spec.accelerator_type)}
     found = [
         _holder(other, machine, snapshot.now_s)
         for other in snapshot.jobs

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tidecell.scheduler.attributes import Bools, holds_N, meets_N
+from tidecell.scheduler.attributes import Bools, holds_N, meets_N, of_alloc_N
 from tidecell.scheduler.fleet import CPU, MEMORY, Fleet, Ints
 from tidecell.structs.job import JobSpec, Shape
 from tidecell.structs.resources import GPU, Resources
@@ -58,7 +58,7 @@ class PlacementClass:
 def placement_class(fleet: Fleet, spec: JobSpec, shape: int) -> PlacementClass:
     """Return where replicas of a job in one of its shapes may go."""
     wanted = spec.shapes[shape]
-    allowed_N = fleet.open_N.copy()
+    allowed_N: Bools = fleet.open_N & of_alloc_N(fleet, spec.alloc)
     typed_NG = None
     asked = [resources.gpu_millis for _, _, resources in spec.sizes]
     if wanted.accelerator_type or wanted.resources.gpu_millis or any(asked):
@@ -72,7 +72,7 @@ def placement_class(fleet: Fleet, spec: JobSpec, shape: int) -> PlacementClass:
 
 def class_key(spec: JobSpec, shape: int) -> tuple[object, ...]:
     """Return what makes two jobs one placement class."""
-    return (spec.shapes[shape], spec.constraints, spec.prefer, spec.data, spec.sizes)
+    return (spec.shapes[shape], spec.constraints, spec.prefer, spec.data, spec.sizes, spec.alloc)
 
 
 def _bias_N(fleet: Fleet, spec: JobSpec) -> Floats | None:

@@ -190,7 +190,8 @@ class Search:
         board = Board(self.snapshot, self.seed)
         rooms = {
             board.free_for(name, [(self.job.uid, t.index) for t in self.job.tasks])
-            for name in board.fleet.names
+            for name, machine in zip(board.fleet.names, board.fleet.specs, strict=True)
+            if machine.alloc == self.job.spec.alloc
         }
         for room in sorted(rooms, key=lambda r: (-r.cpu_millis, -r.memory_bytes)):
             cpu = _floor(room.cpu_millis, asked.cpu_millis, cpu_step(asked.cpu_millis))
@@ -269,7 +270,7 @@ class Search:
         now = self.job.spec.priority
         top = max((j.spec.priority.order for j in self._rivals()), default=now.order)
         tries = [Priority(now.band, max(top, now.order) + 1)] if self._rivals() else []
-        tries += [Priority(band) for band in Band if now.band < band <= Band.PRODUCTION]
+        tries += [Priority(band) for band in Band if now.band < band <= self._highest_band()]
         if Reason.WAITING_FOR_QUOTA in self.reasons:  # they have quotas of their own, or need none
             tries += [Priority(band) for band in reversed(Band) if band < now.band]
         if not self._rivals():  # what people try first, though nobody of its band is ahead of it
@@ -282,6 +283,11 @@ class Search:
                 self.fixes.append(Fix(change, command, self._effect(verdict)))
                 return
             self.no_help.append(Fix(change, "", self._why_not_taken(priority)))
+
+    def _highest_band(self) -> Band:
+        """Return the band that people may raise it to: in an alloc not above the alloc's."""
+        bands = [j.spec.priority.band for j in self.snapshot.jobs if j.name == self.job.spec.alloc]
+        return min([Band.PRODUCTION, *bands])
 
     def _no_help_from_order(self, higher: Priority) -> None:
         if not self._judge(reprioritized(self.snapshot, self.job, higher)).starts:
@@ -370,11 +376,15 @@ class Search:
         tried = [j for j in self._held_by() if j.name not in shrinking]
         for other in tried:
             if shown < MAX_STOPS_SHOWN and self._judge(stopped(self.snapshot, other)).starts:
-                self.fixes.append(
-                    Fix(f"{other.name} stops", f"tide stop {other.name}", _cost(other, self.snapshot.now_s))
-                )
+                command, cost = self._stop(other.name), _cost(other, self.snapshot.now_s)
+                self.fixes.append(Fix(f"{other.name} stops", command, cost))
                 shown += 1
         return shown > 0
+
+    def _stop(self, name: str) -> str:
+        """Return the command that stops a job; an alloc goes with all that is in it."""
+        inside = any(j.spec.alloc == name for j in self.snapshot.jobs)
+        return f"tide stop {name} --force" if inside else f"tide stop {name}"
 
     def _several_stop(self) -> None:
         """No single holder is enough: the first sufficient ones together, less those not needed."""
@@ -394,7 +404,7 @@ class Search:
             if self._judge(self._all_stopped(rest)).starts:
                 chosen = rest
         names = [j.name for j in chosen]
-        self.fixes.append(Fix(f"{listed(names)} stop", "; ".join(f"tide stop {n}" for n in names)))
+        self.fixes.append(Fix(f"{listed(names)} stop", "; ".join(self._stop(n) for n in names)))
 
     def _all_stopped(self, jobs: Sequence[JobView]) -> Snapshot:
         changed = self.snapshot

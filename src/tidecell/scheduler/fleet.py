@@ -8,7 +8,7 @@ Whoever keeps a fleet beside a live cell tells it of each task that comes and go
 Columns: ``N`` rows, ``G`` accelerators on the largest machine.
 
 - ``capacity_NR``, ``used_NR``, ``leaving_NR``: int64, R = (cpu_millis, memory_bytes)
-- ``gpu_capacity_NG``: int64, 1000 where there is an accelerator, else 0
+- ``gpu_capacity_NG``: int64, 1000 where there is an accelerator (of an envelope perhaps less), else 0
 - ``gpu_used_NG``, ``gpu_leaving_NG``: int64 thousandths
 - ``gpu_type_NG``: int32, index into ``types``; -1 where there is none
 """
@@ -34,7 +34,7 @@ class Fleet:
     """Columns of machines and what their tasks hold.
 
     Attributes:
-        names: Row to name. An envelope's row is named ``alloc.uid/index``.
+        names: Row to name. An envelope's row is named ``alloc/index``.
         specs: Row to what its machine reported; an envelope has its host's attributes.
         rows: Name to row.
         types: Accelerator types that occur, in order of their first row.
@@ -80,8 +80,9 @@ class Fleet:
         for row, machine in enumerate(machines):
             fleet.capacity_NR[row] = machine.capacity.cpu_millis, machine.capacity.memory_bytes
             fleet.accelerator_at.append({a.index: at for at, a in enumerate(machine.accelerators)})
+            each = min(GPU, machine.capacity.gpu_millis) if machine.host else GPU
             for at, accelerator in enumerate(machine.accelerators):
-                fleet.gpu_capacity_NG[row, at] = GPU
+                fleet.gpu_capacity_NG[row, at] = each
                 fleet.gpu_type_NG[row, at] = types.setdefault(accelerator.type, len(types))
         fleet.types = list(types)
         fleet.close(name for name in closed if name in fleet.rows)

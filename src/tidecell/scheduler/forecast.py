@@ -105,7 +105,10 @@ def _unknown(snapshot: Snapshot, mine: JobView) -> str:
     endless = [
         job.name
         for job in snapshot.jobs
-        if job.uid != mine.uid and not job.ends_by_s and any(t.machine and not t.leaving for t in job.tasks)
+        if job.uid != mine.uid
+        and job.spec.alloc == mine.spec.alloc
+        and not job.ends_by_s
+        and any(t.machine and not t.leaving for t in job.tasks)
     ]
     if not endless:
         if snapshot.closed:

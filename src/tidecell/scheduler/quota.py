@@ -27,6 +27,7 @@ from tidecell.structs.tenant import (
     can_borrow,
     charge,
     describe_amount,
+    is_charged,
     is_fixed,
     team_of,
 )
@@ -95,7 +96,8 @@ class Gate:
             return None
         capacity = Resources()
         for machine in snapshot.machines:
-            capacity = capacity + machine.capacity
+            if not machine.host:
+                capacity = capacity + machine.capacity
         gate = cls(snapshot.policy, snapshot.now_s, capacity)
         jobs = {job.uid: job for job in snapshot.jobs}
         for job in snapshot.jobs:
@@ -129,7 +131,7 @@ class Gate:
 
     def count(self, job: JobView) -> None:
         """Count what a job's tasks hold."""
-        if job.spec.priority.band is Band.BEST_EFFORT:
+        if not is_charged(job.spec):
             return
         account = self.account(job.spec)
         least = job.spec.replicas.min - len(job.done)
@@ -185,7 +187,7 @@ class Gate:
             future: Count what is leaving as gone.
             freed: What further victims would give back, by account.
         """
-        if job.spec.priority.band is Band.BEST_EFFORT:
+        if not is_charged(job.spec):
             return None
         account = self.account(job.spec)
         mine = self._own_claims(job, indices)
@@ -201,7 +203,7 @@ class Gate:
 
         For a running job that changes its band: its tasks are still counted at the old one.
         """
-        if job.spec.priority.band is Band.BEST_EFFORT:
+        if not is_charged(job.spec):
             return None
         total: Amounts = {}
         for task in job.tasks:
@@ -308,7 +310,7 @@ class Gate:
 
     def add_freed(self, freed: Freed, job: JobView, tasks: Iterable[TaskView]) -> None:
         """Count what these tasks would give back."""
-        if job.spec.priority.band is not Band.BEST_EFFORT:
+        if is_charged(job.spec):
             entry = freed.setdefault((team_of(job.spec), job.spec.priority.band), {})
             for task in tasks:
                 _add(entry, self._charge(job.spec, task.index, task.resources))
@@ -329,7 +331,7 @@ class Gate:
     def admit(self, job: JobView, index: int, resources: Resources, growth: bool) -> None:
         """Count a task that starts; what was claimed for it is no longer."""
         self.drop_claim(job.uid, index)
-        if job.spec.priority.band is Band.BEST_EFFORT:
+        if not is_charged(job.spec):
             return
         account, amounts = self.account(job.spec), self._charge(job.spec, index, resources)
         self._drawn_now.clear()
@@ -339,7 +341,7 @@ class Gate:
 
     def leave(self, job: JobView, task: TaskView) -> None:
         """Count a task that was told to leave: its quota is used until it has stopped."""
-        if job.spec.priority.band is not Band.BEST_EFFORT:
+        if is_charged(job.spec):
             account = self.account(job.spec)
             amounts = self._charge(job.spec, task.index, task.resources)
             _add(account.staying, amounts, -1)
@@ -348,7 +350,7 @@ class Gate:
     def claim(self, job: JobView, index: int, resources: Resources) -> None:
         """Count what is held back for a task."""
         self.drop_claim(job.uid, index)
-        if job.spec.priority.band is not Band.BEST_EFFORT:
+        if is_charged(job.spec):
             account, amounts = self.account(job.spec), self._charge(job.spec, index, resources)
             self._drawn_now.clear()
             _add(account.claimed, amounts)

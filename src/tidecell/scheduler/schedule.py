@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from tidecell.scheduler.attributes import of_alloc_N
 from tidecell.scheduler.backfill import Release, releases_of, reserve
 from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.cached import CACHE_FROM, ScoreCache
@@ -23,10 +24,12 @@ from tidecell.scheduler.snapshot import JobView, Kept, PlanTrace, Snapshot, Wait
 from tidecell.scheduler.topology import num_that_fit
 from tidecell.scheduler.units import Unit, units_of
 from tidecell.scheduler.victims import RowVictims
-from tidecell.structs.job import Band, Preemption, Reason
+from tidecell.structs.job import Band, JobSpec, Preemption, Reason
 from tidecell.structs.messages import Claim, Placement, Plan, Removal
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import team_of
+
+_IN_VAIN = {Reason.NO_MATCHING_MACHINE, Reason.DEPENDENCY}  # what no place kept would help
 
 
 @dataclass
@@ -127,7 +130,7 @@ def _serve(run: _Pass, unit: Unit) -> None:
     # Nothing becomes free during a pass, so the same shape fails again: do not ask twice.
     run.failed_shapes[shape] = waiting
     # What could not start on an empty cell gets no place kept: it would starve all others in vain.
-    if unit.demanded and Reason.NO_MATCHING_MACHINE not in waiting.reasons:
+    if unit.demanded and not _IN_VAIN & {*waiting.reasons}:
         first_s = min((start_s for _, start_s in run.heads), default=0.0)
         start_s = reserve(run.board, unit.job, unit.indices, _releases(run), first_s)
         run.heads.append((unit.job, start_s))
@@ -328,6 +331,9 @@ def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "
 
 def _explain_wait(run: _Pass, unit: Unit) -> Waiting:
     """Return all reasons that bind this unit, the decisive one first."""
+    alloc = unit.job.spec.alloc
+    if alloc and not of_alloc_N(run.board.fleet, alloc).any():
+        return Waiting((Reason.DEPENDENCY,), f"its alloc '{alloc}' has no machine yet; tide why {alloc}")
     room = num_that_fit(run.board.fleet, unit.job.spec)
     needs = _describe_needs(unit)
     if unit.job.spec.sizes:
@@ -343,7 +349,7 @@ def _explain_wait(run: _Pass, unit: Unit) -> Waiting:
         detail = f"needs {needs}; what is free is held for '{head}', which goes first"
         return Waiting((Reason.PRIORITY, Reason.WAITING_FOR_CAPACITY), detail, behind=head)
     reasons: tuple[Reason, ...] = (Reason.WAITING_FOR_CAPACITY,)
-    free = f"free now: {_describe_free(run, unit.job.spec.accelerator_type)}"
+    free = f"free now: {_describe_free(run, unit.job.spec)}"
     if _fails_by_domains(run, unit):
         reasons = (*reasons, Reason.TOPOLOGY_PLACEMENT_FAILED)
         free = f"room now: {describe_domains(run.board, unit.job, run.board.room(unit.task_keys()))}"
@@ -373,11 +379,11 @@ def _describe_needs(unit: Unit) -> str:
     return each + where if len(unit.tasks) == 1 else f"{len(unit.tasks)} x {each} together{where}"
 
 
-def _describe_free(run: _Pass, accelerator_type: str) -> str:
+def _describe_free(run: _Pass, spec: JobSpec) -> str:
     fleet, room = run.board.fleet, run.board.room()
-    names = sorted(fleet.names)
+    names = sorted(m.name for m in fleet.specs if m.alloc == spec.alloc)
     parts = [
-        f"{name}: {_with_cpu(run.board.in_row(room, fleet.rows[name], accelerator_type))}"
+        f"{name}: {_with_cpu(run.board.in_row(room, fleet.rows[name], spec.accelerator_type))}"
         if fleet.open_N[fleet.rows[name]]
         else f"{name}: is being drained"
         for name in names[:4]

@@ -24,7 +24,7 @@ class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         resources: What it was granted; nothing while it is pending.
-        envelope: The alloc's task whose reservation it is in.
+        machine: Where it is: a machine's name, or that of an alloc's envelope.
         placed_s: Since when it holds its machine.
         leaving: It was told to leave and still holds its resources.
         not_before_s: It backs off until then.
@@ -37,7 +37,6 @@ class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
     machine: str = ""
     accelerators: tuple[int, ...] = ()
     resources: Resources = Resources()
-    envelope: str = ""
     placed_s: float = 0.0
     leaving: bool = False
     leaving_by_s: float = 0.0
@@ -96,8 +95,8 @@ class Snapshot(msgspec.Struct, frozen=True, omit_defaults=True):
     """One immutable picture of a cell.
 
     Attributes:
-        machines: Those that are up.
-        closed: Names of machines that are up and take no new work.
+        machines: Those that are up, and after them the envelopes of allocs.
+        closed: Names of those that take no new work.
     """
 
     now_s: float

@@ -43,7 +43,7 @@ class Unit:
         own = self.job.uid if spec.topology is not None or spec.spread is not None else ""
         if spec.sizes:
             size = (*size, *(spec.request(t.index) for t in self.tasks))
-        return (*size, spec.constraints, own, spec.priority.band, self.demanded)
+        return (*size, spec.constraints, spec.alloc, own, spec.priority.band, self.demanded)
 
 
 def why_barred(job: JobView, now_s: float) -> dict[Reason, str]:

@@ -7,7 +7,7 @@ ends by itself, nobody submits anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import JobView, PlanTrace, Snapshot, TaskView
 from tidecell.structs.job import JobSpec, Priority, Replicas
+from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import Placement, Plan, Removal
 
 MAX_ROUNDS = 8  # victims leave and others take their place; more rounds than this mean no rest
@@ -149,6 +150,7 @@ def carry_out(snapshot: Snapshot, plan: Plan) -> Snapshot:
             return _placed(placed[key], snapshot.now_s)
         return _leaving(snapshot, job, task) if key in removed else task
 
+    snapshot = _without_envelopes(snapshot, removed)
     changed = {uid for uid, _ in (*placed, *removed)}
     jobs = tuple(
         replace(
@@ -163,7 +165,41 @@ def carry_out(snapshot: Snapshot, plan: Plan) -> Snapshot:
     )
     gone = {*plan.withdrawals, *placed, *((c.uid, c.index) for c in plan.claims)}
     claims = [c for c in snapshot.claims if (c.uid, c.index) not in gone]
-    return replace(snapshot, jobs=jobs, claims=(*claims, *plan.claims))
+    machines = (*snapshot.machines, *_envelopes(snapshot, plan))
+    return replace(snapshot, machines=machines, jobs=jobs, claims=(*claims, *plan.claims))
+
+
+def _envelopes(snapshot: Snapshot, plan: Plan) -> Iterator[MachineSpec]:
+    """Yield what allocs that a plan places reserve."""
+    allocs = {job.uid: job for job in snapshot.jobs if job.spec.is_alloc}
+    hosts = {m.name: m for m in snapshot.machines} if allocs else {}
+    for p in plan.placements:
+        if p.uid in allocs:
+            name = allocs[p.uid].spec.envelope_name(p.index)
+            yield hosts[p.machine].envelope(name, p.resources, p.accelerators)
+
+
+def _without_envelopes(snapshot: Snapshot, removed: set[tuple[str, int]]) -> Snapshot:
+    """Return the snapshot without the envelopes of removed allocs: who is in one leaves."""
+    gone = {
+        job.spec.envelope_name(index)
+        for job in snapshot.jobs
+        if job.spec.is_alloc
+        for uid, index in removed
+        if uid == job.uid
+    }
+    if not gone:
+        return snapshot
+    jobs = tuple(
+        replace(
+            job,
+            tasks=tuple(_leaving(snapshot, job, t) if t.machine in gone else t for t in job.tasks),
+        )
+        if job.spec.alloc
+        else job
+        for job in snapshot.jobs
+    )
+    return replace(snapshot, jobs=jobs, machines=tuple(m for m in snapshot.machines if m.name not in gone))
 
 
 def _spare(job: JobView, num_removed: int) -> int | None:
@@ -176,7 +212,6 @@ def _placed(placement: Placement, now_s: float) -> TaskView:
         machine=placement.machine,
         accelerators=placement.accelerators,
         resources=placement.resources,
-        envelope=placement.envelope,
         placed_s=now_s,
     )
 

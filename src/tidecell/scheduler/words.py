@@ -40,6 +40,13 @@ def work_at_risk(job: JobView, task: TaskView, now_s: float) -> str:
     return f"at most {about(task.running_s(now_s))} of work"
 
 
+def lost_with_envelope(snapshot: Snapshot, envelope: str) -> str:
+    """Return what the end of an alloc's envelope costs those that are in it."""
+    inside = [(j, t) for j in snapshot.jobs if j.spec.alloc for t in j.tasks if t.machine == envelope]
+    costs = [f"{j.name} with it: {work_at_risk(j, t, snapshot.now_s)}" for j, t in inside]
+    return "; ".join(costs) or "nothing: it is empty"
+
+
 def describe_needs(job: JobView, count: int) -> str:
     """Return what the waiting part asks for."""
     each = job.spec.resources.describe()
@@ -59,11 +66,14 @@ def describe_free(snapshot: Snapshot, job: JobView, max_machines: int = 6) -> st
     free = {
         m.name: _masked(board.free_for(m.name, mine, job.spec.accelerator_type), job.spec.resources)
         for m in snapshot.machines
-        if m.has_type(job.spec.accelerator_type)
+        if m.alloc == job.spec.alloc
+        and m.has_type(job.spec.accelerator_type)
         and m.name not in snapshot.closed
         and unmet(job.spec, m) is None
     }
-    closed = [f"{name}: is being drained" for name in snapshot.closed[:max_machines]]
+    here = {m.name for m in snapshot.machines if m.alloc == job.spec.alloc}
+    shut = [name for name in snapshot.closed if name in here]
+    closed = [f"{name}: is being drained" for name in shut[:max_machines]]
     if not free and not closed:
         return "no such machine" if snapshot.machines else "no machine has joined"
     rows = [(n, r) for n, r in free.items() if not r.is_zero()]

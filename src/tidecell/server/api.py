@@ -228,8 +228,9 @@ class Api:
 
     async def stop(self, request: Request) -> Response:
         now = request.query_params.get("now", "") not in ("", "0", "false")
+        force = request.query_params.get("force", "") not in ("", "0", "false")
         job = self._job(request)
-        await self._control.ask(JobStopRequested(job.uid, now))
+        await self._control.ask(JobStopRequested(job.uid, now, force))
         return _json(self.status(self._job(request)))
 
     async def hold(self, request: Request) -> Response:
@@ -400,7 +401,10 @@ OPERATIONS = (
         "/v1/jobs/{name}",
         "Stop a job",
         JobStatus,
-        parameters=(("now", "boolean", "skip the grace period"),),
+        parameters=(
+            ("now", "boolean", "skip the grace period"),
+            ("force", "boolean", "stop an alloc with all jobs in it"),
+        ),
     ),
     Operation("POST", "/v1/jobs/{name}/hold", "Hold it back: what waits does not start", JobStatus),
     Operation("POST", "/v1/jobs/{name}/release", "Let it start, held back or before its time", JobStatus),

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
+from tidecell.cell.allocs import free_of, jobs_in
 from tidecell.cell.drains import describe_drain
 from tidecell.cell.rollout import progress, waits_for
 from tidecell.cell.state import CellState, Job, Machine, Task
-from tidecell.cell.usage import machine_use
 from tidecell.cell.versions import version_of, versions
 from tidecell.client.specform import spec_diff
 from tidecell.client.views import (
@@ -90,6 +90,9 @@ def job_status(
         next_s=_next_s(job),
         runs=tuple(state.jobs[uid].spec.name for uid in job.runs),
         parent=job.parent,
+        alloc=spec.alloc,
+        members=tuple(j.spec.name for j in jobs_in(state, spec.name)) if spec.is_alloc else (),
+        free=free_of(state, job),
         position=place[0] if waiting else 0,
         team_position=place[1] if waiting else 0,
     )
@@ -188,6 +191,7 @@ def _task_status(state: CellState, job: Job, task: Task, use: Use) -> TaskStatus
         memory_bytes=memory_bytes,
         accelerators=task.accelerators,
         version=version_of(job, task),
+        envelope=task.envelope,
     )
 
 
@@ -238,20 +242,20 @@ def _last_event(job: Job) -> str:
 
 def machine_status(state: CellState, machine: Machine, use: Use, now_s: float = 0.0) -> MachineStatus:
     """Return one machine as the API shows it."""
-    entry = machine_use(state)[machine.spec.name]
+    load = state.index.load(machine.spec.name)
+    reserved = load.used.resources
     cpu_used = memory_used = count = 0
-    for job in state.live_jobs():
-        for task in job.open_tasks():
-            if task.active and task.machine == machine.spec.name:
-                count += 1
-                cpu, memory = use.get(state.ref(job, task), (0, 0))
-                cpu_used, memory_used = cpu_used + cpu, memory_used + memory
+    for uid, index in load.tasks:
+        job = state.jobs[uid]
+        count += 1
+        cpu, memory = use.get(state.ref(job, job.tasks[index]), (0, 0))
+        cpu_used, memory_used = cpu_used + cpu, memory_used + memory
     return MachineStatus(
         name=machine.spec.name,
         up=machine.up,
         capacity=machine.spec.capacity,
-        reserved=entry.used,
-        free=entry.capacity - entry.used if machine.up else Resources(),
+        reserved=reserved,
+        free=machine.spec.capacity - reserved if machine.up else Resources(),
         isolation=machine.spec.isolation,
         num_tasks=count,
         cpu_used_millis=cpu_used,

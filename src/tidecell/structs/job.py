@@ -19,11 +19,14 @@ from tidecell.structs.work import Array
 
 
 class Kind(enum.StrEnum):
-    """What a job is: ``job`` ends, ``service`` has an endpoint, ``dev`` has a terminal to attach to."""
+    """What a job is: ``job`` ends, ``service`` has an endpoint, ``dev`` has a terminal to attach to,
+    ``alloc`` runs nothing: its replicas are envelopes that other jobs enter.
+    """
 
     JOB = "job"
     SERVICE = "service"
     DEV = "dev"
+    ALLOC = "alloc"
 
 
 DEV_IDLE_TIMEOUT_S = 8 * 3600.0  # of dev sessions whose specs say nothing
@@ -316,6 +319,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         data: Datasets and packages; machines that hold them are preferred.
         tasks: What single replicas have otherwise; no two are about the same replica.
         idle_timeout_s: A dev session ends after so long without use; 0: never for that.
+        alloc: Name of the alloc whose envelopes its replicas enter; empty: they use machines' own capacity.
     """
 
     name: str
@@ -356,6 +360,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     data: tuple[str, ...] = ()
     tasks: tuple[Override, ...] = ()
     idle_timeout_s: float = 0.0
+    alloc: str = ""
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -404,6 +409,15 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     def is_service(self) -> bool:
         """Whether it has an endpoint and does not end by itself."""
         return self.kind is Kind.SERVICE
+
+    @property
+    def is_alloc(self) -> bool:
+        """Whether its replicas are envelopes, which run nothing themselves."""
+        return self.kind is Kind.ALLOC
+
+    def envelope_name(self, index: int) -> str:
+        """Return the name of one of an alloc's envelopes, by which the scheduler knows it."""
+        return f"{self.name}/{index}"
 
     @property
     def is_elastic(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
 from tidecell.structs.resources import Resources
@@ -27,6 +29,7 @@ class MachineSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         isolation: How limits are enforced: ``cgroup-v2``, or ``rlimit+measure``.
         address: Where its services are reached.
         holds: Datasets and packages that are on it already.
+        host: The machine that it is a part of, where it is an alloc's envelope; empty: a machine itself.
         sharing: How shares of an accelerator are kept: ``mps``, ``mig``, ``accounted only``; empty: unknown.
     """
 
@@ -38,6 +41,17 @@ class MachineSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     address: str = "127.0.0.1"
     holds: tuple[str, ...] = ()
     sharing: str = ""
+    host: str = ""
+
+    @property
+    def alloc(self) -> str:
+        """The alloc whose envelope it is; empty: a machine, open to jobs that name no alloc."""
+        return self.name.rpartition("/")[0] if self.host else ""
+
+    def envelope(self, name: str, capacity: Resources, devices: Collection[int]) -> MachineSpec:
+        """Return the part of this machine that an alloc has reserved, as a machine."""
+        mine = tuple(a for a in self.accelerators if a.index in devices)
+        return msgspec.structs.replace(self, name=name, capacity=capacity, accelerators=mine, host=self.name)
 
     def has_type(self, accelerator_type: str) -> bool:
         """Return whether it has accelerators of this type; an empty type is any, names match on a part."""

@@ -31,7 +31,7 @@ class Placement(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         resources: What it is granted: its request in the job's shape ``shape``.
-        envelope: The alloc's task whose reservation it enters; empty: the machine's own capacity.
+        machine: Its name, or an alloc's envelope: ``alloc/index``.
     """
 
     uid: str
@@ -40,7 +40,6 @@ class Placement(msgspec.Struct, frozen=True, omit_defaults=True):
     accelerators: tuple[int, ...] = ()
     resources: Resources = Resources()
     shape: int = 0
-    envelope: str = ""
 
 
 class Removal(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -100,10 +99,16 @@ class JobChanged(Input, frozen=True, tag=True):
 
 
 class JobStopRequested(Input, frozen=True, tag=True):
-    """Somebody stops a job; ``immediately`` skips the grace period."""
+    """Somebody stops a job.
+
+    Attributes:
+        immediately: Skip the grace period.
+        force: Stop an alloc with all jobs in it.
+    """
 
     name: str
     immediately: bool = False
+    force: bool = False
 
 
 class JobHoldRequested(Input, frozen=True, tag=True):

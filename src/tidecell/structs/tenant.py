@@ -123,6 +123,13 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
         return tuple(t for t in self.teams if t.cohort == team.cohort)
 
 
+def is_charged(spec: JobSpec) -> bool:
+    """Return whether what a job holds counts against quota: best effort needs none, and what is in an alloc
+    is the alloc's.
+    """
+    return spec.priority.band is not Band.BEST_EFFORT and not spec.alloc
+
+
 def team_of(spec: JobSpec) -> str:
     """Return the team that a job is charged to."""
     return spec.team or DEFAULT_TEAM
