@@ -107,6 +107,10 @@ class ConflictError(TidecellError):
     """The thing exists already, or changed in between."""
 
 
+class JobFailedError(TidecellError):
+    """A run whose result somebody asked for has none."""
+
+
 class CellUnreachable(TidecellError):
     """The control plane did not answer."""
 
