@@ -15,10 +15,15 @@ import numpy as np
 
 from tidecell.scheduler.attributes import Bools, column
 from tidecell.scheduler.board import Board, Key
-from tidecell.scheduler.feasibility import Room, copies_N, fits_N
+from tidecell.scheduler.feasibility import PlacementClass, Room, copies_N, fits_N
+from tidecell.scheduler.fleet import CPU, MEMORY, Ints
 from tidecell.scheduler.gang import fit
 from tidecell.scheduler.snapshot import JobView, Snapshot
-from tidecell.structs.resources import Resources
+from tidecell.structs.resources import GPU, Resources
+
+MAX_DOMAINS = 16  # of more, those with most room now are looked at
+MILLION = 1_000_000
+NEVER = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -153,55 +158,123 @@ def _keep(board: Board, rows: Sequence[tuple[int, Resources, tuple[int, ...]]], 
 def _rows_from_now_on(
     board: Board, job: JobView, indices: Sequence[int]
 ) -> list[tuple[int, Resources, tuple[int, ...]]]:
-    """Return for each task the row with most room that could hold it empty: closed to others from now on."""
-    fleet, kind = board.fleet, board.placement_class(job.spec)
+    """Return for each task the row where least is missing: closed to others from now on.
+
+    What others leave there stays free, so less and less is missing: from pass to pass the room may move, but
+    only to where the gang is nearer to its start.
+    """
+    fleet, keys = board.fleet, [(job.uid, i) for i in indices]
     kept = Room(np.zeros_like(fleet.used_NR), np.zeros_like(fleet.gpu_used_NG))
     if board.reserved is not None:
         kept = board.reserved.copy()
-    free = board.room()
-    allowed_N = _one_domain(
-        board, job, len(indices), Room(free.free_NR - kept.free_NR, free.gpu_NG - kept.gpu_NG)
+    free = board.room(keys, ignore_reserved=True)
+    choices = [
+        _Choice.of(board, job, indices, allowed_N, free, kept)
+        for allowed_N in _domains(board, job, len(indices), free)
+    ]
+    return min(choices, key=lambda c: (-len(c.rows), c.missing)).rows if choices else []
+
+
+@dataclass
+class _Choice:
+    """Rows for a gang, and how much it lacks there, in millionths of a task's request, summed."""
+
+    rows: list[tuple[int, Resources, tuple[int, ...]]]
+    missing: int
+
+    @classmethod
+    def of(
+        cls, board: Board, job: JobView, indices: Sequence[int], allowed_N: Bools, free: Room, kept: Room
+    ) -> _Choice:
+        """Choose for one task after the other the row where it lacks least."""
+        fleet, kind, kept = board.fleet, board.placement_class(job.spec), kept.copy()
+        out, total = [], 0
+        known: dict[Resources, Ints] = {}
+        for index in indices:
+            request = job.spec.request(index)
+            if request not in known:
+                known[request] = _missing_N(board, kind, request, np.flatnonzero(allowed_N), free, kept)
+            least_N = known[request]
+            equal = np.flatnonzero(least_N == least_N.min())
+            row = int(equal[board.rank_N[equal].argmin()])
+            if least_N[row] == NEVER:
+                break
+            devices = _nearest_devices(board, kind, row, request, free, kept)
+            out.append((row, request, devices))
+            total += int(least_N[row])
+            Board.add(kept, row, request, [fleet.accelerator_at[row][d] for d in devices], 1)
+            for other, missing_N in known.items():
+                again = _missing_N(board, kind, other, np.array([row]), free, kept)
+                missing_N[row] = again[row]
+        return cls(out, total)
+
+
+def _missing_N(
+    board: Board, kind: PlacementClass, request: Resources, rows: Ints, free: Room, kept: Room
+) -> Ints:
+    """Return how much of a request each of these rows lacks now, in millionths; others: ``NEVER``.
+
+    Args:
+        board: Whose rows.
+        kind: Where such work may go at all.
+        request: Of one task.
+        rows: Which to look at.
+        free: What is free now, whoever it is kept for.
+        kept: What is kept for earlier heads, and for tasks of this gang.
+    """
+    fleet = board.fleet
+    missing_N = np.full(len(fleet.names), NEVER, np.int64)
+    empty = Room(
+        fleet.capacity_NR[rows] - kept.free_NR[rows], fleet.gpu_capacity_NG[rows] - kept.gpu_NG[rows]
     )
-    out = []
-    for index in indices:
-        request = job.spec.request(index)
-        empty = Room(fleet.capacity_NR - kept.free_NR, fleet.gpu_capacity_NG - kept.gpu_NG)
-        rows = np.flatnonzero(fits_N(empty, request, kind.typed_NG) & allowed_N)
-        if not len(rows):
-            break
-        room = Room(free.free_NR - kept.free_NR, free.gpu_NG - kept.gpu_NG)
-        keys = (-board.rank_N[rows], room.gpu_NG[rows].sum(axis=1), room.free_NR[rows, 0])
-        row = int(rows[np.lexsort(keys)[-1]])
-        typed_G = None if kind.typed_NG is None else kind.typed_NG[row]
-        devices = _freest_devices(board, row, room, request, typed_G)
-        out.append((row, request, devices))
-        Board.add(kept, row, request, [fleet.accelerator_at[row][d] for d in devices], 1)
-    return out
+    typed_NG = None if kind.typed_NG is None else kind.typed_NG[rows]
+    able = fits_N(empty, request, typed_NG)
+    rows = rows[able]
+    lacks_N = np.zeros(len(rows), np.int64)
+    for column_R, wanted in ((CPU, request.cpu_millis), (MEMORY, request.memory_bytes)):
+        if wanted:
+            there_N = np.maximum(free.free_NR[rows, column_R] - kept.free_NR[rows, column_R], 0)
+            lacks_N += np.maximum(wanted - there_N, 0) * MILLION // wanted
+    if request.gpu_millis and typed_NG is not None:
+        each, count = min(GPU, request.gpu_millis), request.num_accelerators
+        there_NG = np.clip(free.gpu_NG[rows] - kept.gpu_NG[rows], 0, each)
+        usable_NG = typed_NG[able] & (empty.gpu_NG[able] >= each)
+        best_NG = np.sort(np.where(usable_NG, there_NG, -1), axis=1)[:, -count:]
+        lacks_N += (each * count - np.maximum(best_NG, 0).sum(axis=1)) * MILLION // request.gpu_millis
+    missing_N[rows] = lacks_N
+    return missing_N
 
 
-def _one_domain(board: Board, job: JobView, count: int, room: Room) -> Bools:
-    """Return the rows that a job may wait for: of one domain where it must be in one, the freest."""
+def _nearest_devices(
+    board: Board, kind: PlacementClass, row: int, request: Resources, free: Room, kept: Room
+) -> tuple[int, ...]:
+    """Return the devices of a row, of the type asked for and not kept already, that have most room."""
+    if not request.gpu_millis:
+        return ()
+    accelerators, each = board.fleet.specs[row].accelerators, min(GPU, request.gpu_millis)
+    rest_G = board.fleet.gpu_capacity_NG[row] - kept.gpu_NG[row]
+    suited = [
+        c
+        for c in range(len(accelerators))
+        if rest_G[c] >= each and (kind.typed_NG is None or kind.typed_NG[row, c])
+    ]
+    order = sorted(suited, key=lambda c: (-int(free.gpu_NG[row, c] - kept.gpu_NG[row, c]), c))
+    return tuple(accelerators[c].index for c in order[: request.num_accelerators])
+
+
+def _domains(board: Board, job: JobView, count: int, room: Room) -> list[Bools]:
+    """Return the sets of rows that a job may wait for: all, or one domain each, the freest few of many."""
     kind, topology = board.placement_class(job.spec), job.spec.topology
     if topology is None or not topology.required:
-        return kind.allowed_N
+        return [kind.allowed_N]
     found = column(board.fleet, topology.level)
     empty = Room(board.fleet.capacity_NR, board.fleet.gpu_capacity_NG)
     homes = {int(found.codes_N[row]) for row in board.home_rows(job, ())}
-    best, most = np.zeros_like(kind.allowed_N), -1
+    empty_N = np.where(kind.allowed_N, copies_N(empty, kind.request, kind.typed_NG), 0)
+    now_N = np.where(kind.allowed_N, copies_N(room, kind.request, kind.typed_NG), 0)
+    sets = []
     for code, value in enumerate(found.values):
-        rows = kind.allowed_N & (found.codes_N == code)
-        suits = bool(value) and (code in homes or not homes)
-        if suits and int(copies_N(empty, kind.request, kind.typed_NG)[rows].sum()) >= count:
-            now = int(copies_N(room, kind.request, kind.typed_NG)[rows].sum())
-            best, most = (rows, now) if now > most else (best, most)
-    return best
-
-
-def _freest_devices(
-    board: Board, row: int, room: Room, request: Resources, typed_G: Bools | None
-) -> tuple[int, ...]:
-    """Return the devices of a row, of the type asked for, that have most room."""
-    accelerators = board.fleet.specs[row].accelerators
-    suited = [c for c in range(len(accelerators)) if typed_G is None or typed_G[c]]
-    order = sorted(suited, key=lambda c: (-int(room.gpu_NG[row, c]), c))
-    return tuple(accelerators[c].index for c in order[: request.num_accelerators])
+        here_N = kind.allowed_N & (found.codes_N == code)
+        if value and (code in homes or not homes) and int(empty_N[here_N].sum()) >= count:
+            sets.append((-min(count, int(now_N[here_N].sum())), code, here_N))
+    return [here_N for _, _, here_N in sorted(sets, key=lambda s: s[:2])[:MAX_DOMAINS]]
