@@ -20,6 +20,7 @@ from tidecell.structs.job import (
     Band,
     Checkpoint,
     Disruptions,
+    IdleGpu,
     JobSpec,
     Kind,
     Override,
@@ -171,7 +172,12 @@ def specs(draw: st.DrawFn) -> JobSpec:
     spec = draw(plain_specs())
     plain = not (spec.constraints or spec.prefer or spec.topology or spec.spread or spec.data)
     alloc = draw(st.sampled_from(["", "lab"])) if plain and spec.name != "lab" else ""
-    return replace(spec, tasks=draw(overrides(spec)), alloc=alloc)
+    idle = draw(st.sampled_from([None, IdleGpu(1, 60.0)])) if has_gpu(spec) else None
+    return replace(spec, tasks=draw(overrides(spec)), alloc=alloc, idle_gpu=idle)
+
+
+def has_gpu(spec: JobSpec) -> bool:
+    return spec.kind is Kind.JOB and any(s.resources.gpu_millis for s in spec.shapes)
 
 
 @st.composite

@@ -27,6 +27,7 @@ from tidecell.structs.errors import ConflictError, NotFoundError, RefusedError
 from tidecell.structs.job import Cause, JobSpec, Replicas, TaskState
 from tidecell.structs.lifecycle import (
     DrainRequested,
+    JobIdle,
     PromoteRequested,
     RollbackRequested,
     RolloutPromoted,
@@ -164,9 +165,6 @@ def _check_revised(state: CellState, job: Job, spec: JobSpec, now_s: float) -> N
     check_quota(state, spec, now_s)
     check_priority(state, job, spec.priority, now_s)
     check_bands(state, job, spec)
-    if spec.alloc != job.spec.alloc or spec.kind is not job.spec.kind:
-        what = "alloc" if spec.alloc != job.spec.alloc else "kind"
-        raise ConflictError(f"the {what} of job '{spec.name}' cannot change", f"tide stop {spec.name} first")
 
 
 def _rollback(state: CellState, message: RollbackRequested, now_s: float) -> Decision:
@@ -326,6 +324,15 @@ def _probed(state: CellState, message: TaskProbed, now_s: float) -> Decision:
     return Decision([TaskReadiness(message.ref, message.ready)], touched={message.ref.uid})
 
 
+def _idle(state: CellState, message: JobIdle, now_s: float) -> Decision:
+    job = state.jobs.get(message.uid)
+    if job is None or not job.live or job.stopping is not None or job.spec.idle_gpu is None:
+        return Decision()
+    rule = job.spec.idle_gpu
+    text = f"its accelerators were below {rule.below_percent} % for {rule.for_s:g} s"
+    return Decision([JobStopping(job.uid, TaskState.TIMEOUT, Cause.TIMEOUT, text, 124)], touched={job.uid})
+
+
 def _unhealthy(state: CellState, message: TaskUnhealthy, now_s: float) -> Decision:
     """A replica that does not answer any more is started again; requests on it get its grace period."""
     task = state.task(message.ref)
@@ -424,6 +431,7 @@ _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
     PromoteRequested: _promote,
     DrainRequested: _drain,
     TaskUnhealthy: _unhealthy,
+    JobIdle: _idle,
 }
 
 __all__ = ["Decision", "due_jobs", "start_command", "step", "stop_command"]

@@ -15,11 +15,11 @@ IN_PLACE = frozenset(
     {
         *("name", "kind", "team", "priority", "replicas", "labels", "grace_period_s", "min_runtime_s"),
         *("checkpoint", "preemption", "retry", "max_duration_s", "after", "probes", "scaling", "models"),
-        *("update", "disruptions", "begin_s", "hold", "schedule"),
+        *("update", "disruptions", "begin_s", "hold", "schedule", "idle_gpu"),
     }
 )
 # Fields that say what a job is; another value is another job.
-_FIXED = {"kind": "kind", "team": "team", "array": "array"}
+_FIXED = {"kind": "kind", "team": "team", "array": "array", "alloc": "alloc"}
 
 
 def same_program(one: JobSpec, other: JobSpec) -> bool:

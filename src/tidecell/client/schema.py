@@ -13,7 +13,7 @@ from pathlib import Path
 from tidecell.client.document import Node, read_text
 from tidecell.client.document import read_data as read_plain_data
 from tidecell.client.schema_alloc import alloc_rules
-from tidecell.client.schema_lifecycle import read_disruptions, read_retry, read_update
+from tidecell.client.schema_lifecycle import read_disruptions, read_idle_gpu, read_retry, read_update
 from tidecell.client.schema_placement import (
     placement_rules,
     read_constraints,
@@ -192,6 +192,7 @@ class _SpecReader:
             tasks=read_tasks(top, shapes[0]),
             idle_timeout_s=top.take("idle_timeout", duration, default_idle_timeout_s(kind)),
             alloc=top.take("alloc", name_of, ""),
+            idle_gpu=read_idle_gpu(top, kind, max(s.resources.gpu_millis for s in shapes)),
         )
         self._rules(spec)
         return self._with_model(spec)

@@ -7,7 +7,7 @@ import re
 from tidecell.client.document import Node
 from tidecell.client.section import Section, duration, list_of, positive_duration, retry_on, whole_number
 from tidecell.client.units import UnitError, show
-from tidecell.structs.job import Amount, Disruptions, Retry, Update
+from tidecell.structs.job import Amount, Disruptions, IdleGpu, Kind, Retry, Update
 
 _PERCENT = re.compile(r"(\d{1,3})\s*%")
 _SERVICE_ONLY = ("max_surge", "canary")
@@ -59,6 +59,30 @@ def read_update(top: Section, service: bool) -> Update:
     if update.deadline_s <= update.healthy_after_s:
         section.note("deadline", "is not after healthy_after", "give replicas time to become healthy")
     return update
+
+
+def percent(node: Node) -> int:
+    """A percentage above 0: ``5%``."""
+    match = _PERCENT.fullmatch(node.text) if isinstance(node.value, str) else None
+    if match is None or not 1 <= int(match[1]) <= 100:
+        raise UnitError(f"{show(node.plain())} is no percentage from 1% to 100%", "write 5%")
+    return int(match[1])
+
+
+def read_idle_gpu(top: Section, kind: Kind, gpu_millis: int) -> IdleGpu | None:
+    """Return after how long of doing nothing with its accelerators a job ends; None: never for that."""
+    section = top.section("idle_gpu")
+    if section is None:
+        return None
+    if kind not in (Kind.JOB, Kind.DEV):
+        top.note("idle_gpu", f"is not for a {kind.value}", "use scaling, or take it out")
+    elif not gpu_millis and "resources" not in top.bad:
+        top.note("idle_gpu", "needs accelerators", "ask for them: resources: {gpu: 1}, or take it out")
+    default = IdleGpu()
+    return IdleGpu(
+        section.take("below", percent, default.below_percent),
+        section.take("for", positive_duration, default.for_s),
+    )
 
 
 def exit_codes(node: Node) -> tuple[int, ...]:

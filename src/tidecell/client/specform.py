@@ -86,6 +86,9 @@ def _full(spec: JobSpec) -> dict[str, Any]:
         out["idle_timeout"] = format_duration(spec.idle_timeout_s)
     if spec.alloc:
         out["alloc"] = spec.alloc
+    if spec.idle_gpu is not None:
+        rule = spec.idle_gpu
+        out["idle_gpu"] = {"below": f"{rule.below_percent}%", "for": format_duration(rule.for_s)}
     if spec.checkpoint is not None:
         out["checkpoint"] = {"path": spec.checkpoint.path, "every": format_duration(spec.checkpoint.every_s)}
     out["retry"] = _retry(spec.retry)

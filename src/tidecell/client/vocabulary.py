@@ -14,6 +14,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         *("constraints", "prefer", "topology", "spread", "data", "tasks"),
         "idle_timeout",
         "alloc",
+        "idle_gpu",
     ),
     "tasks": ("resources", "env", "run"),
     "resources": ("gpu", "cpu", "memory", "any_of"),
@@ -30,6 +31,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "max_disruptions",
     ),
     "disruptions": ("max_unavailable",),
+    "idle_gpu": ("below", "for"),
     "prefer": ("when", "weight"),
     "topology": ("required", "preferred"),
     "spread": ("by", "max_skew"),
@@ -37,7 +39,6 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 # Words of the design that this version does not have, and what to do meanwhile.
 NOT_YET = {
-    "idle_gpu": "use max_duration",
     "secrets": "let the program read them from a file that is yours alone",
 }
 

@@ -33,6 +33,7 @@ import msgspec
 from tidecell.client.home import Home
 from tidecell.engines import isolation, process, wire
 from tidecell.engines.discover import discover_machine
+from tidecell.engines.gpu_use import gpu_percents
 from tidecell.engines.groups import Group
 from tidecell.engines.ledger import Ledger, Running
 from tidecell.engines.links import Link, Switchboard
@@ -482,7 +483,8 @@ class Agent:
                 self._kill(task)
             self._mark_logs(task, now_s)
         if self.control is not None:
-            self.board.send(self.control, wire.Used(now_s, tuple(rows)))
+            percents = gpu_percents() if self.machine.accelerators else {}
+            self.board.send(self.control, wire.Used(now_s, tuple(rows), self.machine.name, percents))
 
     def _mark_logs(self, task: Task, now_s: float) -> None:
         """Note how long the logs are now, so that `tide logs --since` finds its place in raw output."""

@@ -85,10 +85,17 @@ class TaskUse(msgspec.Struct, frozen=True):
 
 
 class Used(msgspec.Struct, frozen=True, tag="used"):
-    """What tasks use; sent about once a second while there are tasks."""
+    """What tasks use; sent about once a second while there are tasks.
+
+    Attributes:
+        machine: Whose.
+        gpu_percents: How busy each of its accelerators is, by index; what cannot be measured is not there.
+    """
 
     at_s: float
     tasks: tuple[TaskUse, ...]
+    machine: str = ""
+    gpu_percents: dict[int, int] = {}
 
 
 FromAgent = Attached | Refused | Happened | Reported | Used

@@ -22,6 +22,7 @@ from tidecell.engines.local import LocalEngine, Replaced
 from tidecell.engines.wire import Reported, Used
 from tidecell.server.access import AccessBook
 from tidecell.server.admission import Admission
+from tidecell.server.idle import IdleWatch
 from tidecell.server.measure import Measurements
 from tidecell.server.probes import Prober
 from tidecell.server.serving import Serving
@@ -52,6 +53,7 @@ class ControlPlane:
         self.started_s = time.time()
         self.pid = os.getpid()
         self.runtime.tick([ControlStarted()], self.started_s)
+        self._idle = IdleWatch()
         self.measurements = Measurements(SampleStore(home / "metrics.db"))
         self.engine = LocalEngine(home.socket_path("agent"), self.state.epoch, self.say, self._measured)
         self.prober = Prober(lambda: self.state, self.say)
@@ -102,6 +104,10 @@ class ControlPlane:
 
     def _measured(self, message: Reported | Used) -> None:
         self.measurements.take(message, time.time())
+        if isinstance(message, Used) and message.gpu_percents:
+            self._idle.take(self.state, message.machine, message.gpu_percents, time.time())
+            for over in self._idle.over(self.state, time.time()):
+                self.say(over)
 
     # -------------------------------------------------------------------------------- loop
 

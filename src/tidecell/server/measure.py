@@ -70,6 +70,7 @@ class Measurements:
             entry = self._job_sample(state, job)
             if entry.replicas:
                 jobs[job.spec.name] = entry
+            if entry.replicas and not job.spec.alloc:  # what is in an alloc is counted with it
                 reserved[entry.band] = reserved.get(entry.band, 0) + entry.reserved_cpu_millis
                 gpus = sum(t.resources.num_accelerators for t in job.active_tasks())
                 accelerators[entry.band] = accelerators.get(entry.band, 0) + gpus

@@ -260,6 +260,13 @@ class Probes(msgspec.Struct, frozen=True, omit_defaults=True):
     alive: str = ""
 
 
+class IdleGpu(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A job ends once the accelerators of all its replicas were below ``below_percent`` for ``for_s``."""
+
+    below_percent: int = 5
+    for_s: float = 1800.0
+
+
 class Shape(msgspec.Struct, frozen=True, omit_defaults=True):
     """One set of resources that a replica can run with."""
 
@@ -319,6 +326,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         data: Datasets and packages; machines that hold them are preferred.
         tasks: What single replicas have otherwise; no two are about the same replica.
         idle_timeout_s: A dev session ends after so long without use; 0: never for that.
+        idle_gpu: It ends when its accelerators do nothing; None: whatever they do.
         alloc: Name of the alloc whose envelopes its replicas enter; empty: they use machines' own capacity.
     """
 
@@ -361,6 +369,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     tasks: tuple[Override, ...] = ()
     idle_timeout_s: float = 0.0
     alloc: str = ""
+    idle_gpu: IdleGpu | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

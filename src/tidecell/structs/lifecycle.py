@@ -52,7 +52,13 @@ class TaskUnhealthy(Input, frozen=True, tag=True):
     ref: TaskRef
 
 
-LifecycleInput = TaskUnhealthy | SpecChanged | RollbackRequested | PromoteRequested | DrainRequested
+class JobIdle(Input, frozen=True, tag=True):
+    """The accelerators of a job did nothing for as long as its spec allows."""
+
+    uid: str
+
+
+LifecycleInput = TaskUnhealthy | JobIdle | SpecChanged | RollbackRequested | PromoteRequested | DrainRequested
 
 
 class JobRevised(Event, frozen=True, tag=True):
