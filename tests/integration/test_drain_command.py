@@ -31,3 +31,19 @@ def test_a_drain_empties_the_machine_by_its_deadline_and_work_returns_after_it(
     wait_until(lambda: client.job("web").ready == 1 and client.job("train").running == 2)
     assert client.machines()[0].drain is None
     client.stop("train", now=True)
+
+
+def test_an_interruption_notice_drains_the_machine(stopped_cell, wait_until: Callable[..., None]) -> None:
+    notice = stopped_cell.home.path.parent / "interruption"
+    client = stopped_cell.up("--interruption", str(notice))
+    client.submit(_elastic("train", 500))
+    wait_until(lambda: sum("listening" in line.text for line in client.logs("train")) == 2)
+    notice.write_text("60")
+    wait_until(lambda: client.machines()[0].drain is not None, what="the drain")
+    wait_until(lambda: client.job("train").running == 0)
+    drain = client.machines()[0].drain
+    assert drain is not None
+    assert drain.who == "an interruption notice"
+    assert 20 < drain.deadline_s - drain.start_s <= 30
+    assert "notice drain 0" in "".join(line.text for line in client.logs("train"))
+    client.stop("train", now=True)

@@ -29,6 +29,12 @@ from tidecell.structs.resources import format_bytes, format_cpu
 @click.option("--memory", default="", help="Memory to offer, for example 8GB (default: all).")
 @click.option("--attr", "attrs", multiple=True, help="KEY=VALUE: say of this machine, for example rack=r1.")
 @click.option("--holds", multiple=True, help="Name of a dataset or package that is on this machine.")
+@click.option(
+    "--interruption",
+    default="",
+    metavar="FILE|URL",
+    help="Where a notice stands before this machine is taken away: then it drains.",
+)
 @click.option("--debug", is_flag=True, help="Check all invariants after every step.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def up(
@@ -40,6 +46,7 @@ def up(
     memory: str,
     attrs: tuple[str, ...],
     holds: tuple[str, ...],
+    interruption: str,
     debug: bool,
     as_json: bool,
 ) -> None:
@@ -56,6 +63,7 @@ def up(
         debug=debug,
         attributes=_attributes(attrs),
         holds=holds,
+        interruption=interruption,
     )
     if host not in ("127.0.0.1", "localhost", "::1"):
         err.print(f"note: listening on {host}: whoever has the token can run commands as you", style="yellow")

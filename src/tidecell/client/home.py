@@ -39,6 +39,7 @@ class Config(msgspec.Struct, omit_defaults=True):
         memory_bytes: Likewise.
         attributes: What the machine says of itself besides what its agent finds out, for example its rack.
         holds: Datasets and packages that are on it.
+        interruption: File or address where a notice stands when the machine will be taken away.
     """
 
     host: str = "127.0.0.1"
@@ -50,6 +51,7 @@ class Config(msgspec.Struct, omit_defaults=True):
     debug: bool = False
     attributes: dict[str, str] = {}
     holds: tuple[str, ...] = ()
+    interruption: str = ""
 
 
 class Home:

@@ -35,6 +35,7 @@ from tidecell.engines import isolation, process, wire
 from tidecell.engines.discover import discover_machine
 from tidecell.engines.gpu_use import gpu_percents
 from tidecell.engines.groups import Group
+from tidecell.engines.interruption import InterruptionWatch
 from tidecell.engines.ledger import Ledger, Running
 from tidecell.engines.links import Link, Switchboard
 from tidecell.engines.services import Supervisor
@@ -44,6 +45,7 @@ from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import StartTask, StopTask, TaskDown, TaskRef, TaskUp
 from tidecell.telemetry import log_line
 
+LOOK_EVERY_S = 1.0
 MEASURE_EVERY_S = 1.0
 NICENESS = {Band.MONITORING: 0, Band.PRODUCTION: 0, Band.BATCH: 5, Band.BEST_EFFORT: 10}
 
@@ -69,8 +71,10 @@ class Task:
 class Agent:
     """All of the agent's state and its loop."""
 
-    def __init__(self, home: Home, machine: MachineSpec) -> None:
+    def __init__(self, home: Home, machine: MachineSpec, interruption: str = "") -> None:
         self.home = home
+        self.interruption = InterruptionWatch(interruption) if interruption else None
+        self.interrupted_s: float | None = None  # the end that the control plane was told
         tag = hashlib.sha256(str(home.path).encode()).hexdigest()[:12]
         self.isolation = isolation.detect(tag)
         self.machine = msgspec.structs.replace(machine, isolation=self.isolation.word)
@@ -100,6 +104,8 @@ class Agent:
         self.selector.register(wake_r, selectors.EVENT_READ, lambda mask: os.read(wake_r, 4096))
         self.board.listen(self.home.socket_path("agent"))
         self._adopt()
+        if self.interruption is not None:
+            self._look_for_interruption()
         while not (self.stopping and not self.tasks and not self.services.pids()):
             self._turn()
 
@@ -181,6 +187,17 @@ class Agent:
         self.board.send(link, wire.Attached(self.machine, tuple(sorted(known))))
         for told in self.ledger.untold:
             self.board.send(link, wire.Happened(told.seq, told.body))
+        self.interrupted_s = None  # it may not have heard
+
+    def _look_for_interruption(self) -> None:
+        """Tell the control plane once that this machine will be taken away."""
+        at_s = self.interruption.deadline_s if self.interruption is not None else None
+        if at_s is None:
+            self.interrupted_s = None
+        elif self.control is not None and at_s != self.interrupted_s:
+            self.interrupted_s = at_s
+            self.board.send(self.control, wire.Interrupted(self.machine.name, at_s))
+        self._later(time.time() + LOOK_EVERY_S, self._look_for_interruption)
 
     def _tell(self, body: TaskUp | TaskDown) -> None:
         told = self.ledger.tell(body)
@@ -556,7 +573,7 @@ def main() -> int:
     machine = discover_machine(
         config.machine, config.cpu_millis, config.memory_bytes, config.attributes, config.holds
     )
-    agent = Agent(home, machine)
+    agent = Agent(home, machine, config.interruption)
     Home.write_private(home / "agent" / "pid", str(os.getpid()))
     try:
         agent.run()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from tidecell.engines import wire
+from tidecell.structs.lifecycle import DrainRequested
 from tidecell.structs.messages import Command, Input, MachineSeen, StartTask, StopTask
 
 _from_agent: msgspec.json.Decoder[wire.FromAgent] = msgspec.json.Decoder(wire.FromAgent)
@@ -22,6 +24,13 @@ _encode = msgspec.json.Encoder().encode
 
 class Replaced(Exception):
     """Another control plane with a higher epoch holds the agent; this one must end."""
+
+
+def _drain_before(message: wire.Interrupted) -> DrainRequested:
+    """Return the drain that a machine's end asks for; half of what is left is for those it has to end."""
+    now_s = time.time()
+    left_s = max(0.0, message.deadline_s - now_s)
+    return DrainRequested(message.machine, now_s, now_s + left_s / 2, who="an interruption notice")
 
 
 class LocalEngine:
@@ -74,6 +83,8 @@ class LocalEngine:
                 self._on_input(MachineSeen(message.machine, message.running))
             elif isinstance(message, wire.Happened):
                 self._on_input(message.body)
+            elif isinstance(message, wire.Interrupted):
+                self._on_input(_drain_before(message))
             elif isinstance(message, wire.Refused):
                 raise Replaced(f"epoch {message.epoch} holds the agent; ours is {self._epoch}")
             else:

@@ -98,4 +98,11 @@ class Used(msgspec.Struct, frozen=True, tag="used"):
     gpu_percents: dict[int, int] = {}
 
 
-FromAgent = Attached | Refused | Happened | Reported | Used
+class Interrupted(msgspec.Struct, frozen=True, tag="interrupted"):
+    """The machine will be taken away at ``deadline_s``, seconds since the epoch."""
+
+    machine: str
+    deadline_s: float
+
+
+FromAgent = Attached | Refused | Happened | Reported | Used | Interrupted
