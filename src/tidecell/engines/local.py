@@ -30,7 +30,7 @@ def _drain_before(message: wire.Interrupted) -> DrainRequested:
     """Return the drain that a machine's end asks for; half of what is left is for those it has to end."""
     now_s = time.time()
     left_s = max(0.0, message.deadline_s - now_s)
-    return DrainRequested(message.machine, now_s, now_s + left_s / 2, who="an interruption notice")
+    return DrainRequested(message.machine, 0.0, now_s + left_s / 2, who="an interruption notice")
 
 
 class LocalEngine:
