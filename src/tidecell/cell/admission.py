@@ -68,17 +68,16 @@ def blocking(state: CellState, job: Job) -> list[tuple[str, Job]]:
 
 def check_capacity(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
     """Raise RefusedError if the gang would not fit on the empty cell (unless the job waits for that)."""
-    if spec.is_alloc and spec.alloc:
-        raise RefusedError(f"alloc '{spec.name}' cannot be inside another alloc", "take alloc out")
-    rows = rows_for(state, spec)
+    check_alloc(state, spec)
     if RetryOn.NO_CAPACITY in spec.retry.on:
         return
     if spec.sizes:
-        _check_sizes(rows, spec, replicas)
+        _check_sizes(rows_for(state, spec), spec, replicas)
         return
-    room = _room_when_empty(state, spec, rows)
+    room = _room_when_empty(state, spec)
     if room is None or room >= max(1, replicas.min):
         return
+    rows = rows_for(state, spec)
     matching = [m for m in rows if m.has_type(spec.accelerator_type)]
     if not matching:
         raise _no_accelerator(spec, rows)
@@ -94,6 +93,15 @@ def check_capacity(state: CellState, spec: JobSpec, replicas: Replicas) -> None:
         (f"set replicas.min to {room} or fewer" if room else "") + (" or " if room and fix else "") + fix,
         Reason.NO_MATCHING_MACHINE,
     )
+
+
+def check_alloc(state: CellState, spec: JobSpec) -> None:
+    """Raise RefusedError if a job is for an alloc that it may not enter."""
+    if not spec.alloc:
+        return
+    if spec.is_alloc:
+        raise RefusedError(f"alloc '{spec.name}' cannot be inside another alloc", "take alloc out")
+    alloc_of(state, spec)
 
 
 def rows_for(state: CellState, spec: JobSpec) -> list[MachineSpec]:
@@ -145,13 +153,14 @@ def _together(spec: JobSpec) -> tuple[str, str]:
     return "", ""
 
 
-def _room_when_empty(state: CellState, spec: JobSpec, rows: list[MachineSpec]) -> int | None:
+def _room_when_empty(state: CellState, spec: JobSpec) -> int | None:
     """Return how many replicas the empty cell would hold together; None: no machine has joined."""
     if spec.alloc:
-        return num_that_fit(Fleet.of(rows), spec)
+        return num_that_fit(Fleet.of(rows_for(state, spec)), spec)
     key = (spec.shapes, spec.constraints, spec.topology, spec.spread)
     known = state.index.capacity.get(key)
     if known is None:
+        rows = rows_for(state, spec)
         if not rows:
             return None
         fleet = Fleet.of(rows)
