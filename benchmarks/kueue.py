@@ -23,6 +23,7 @@ from pathlib import Path
 from tidecell.cell.journal import Journal
 from tidecell.cell.log import EventLog, MemoryLog
 from tidecell.cell.runtime import Runtime
+from tidecell.server.__main__ import collect_rarely
 from tidecell.structs.job import Band, JobSpec, Priority
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import (
@@ -210,6 +211,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the workloads (default: all)")
     parser.add_argument("--patience", type=float, default=3.0, help="the policy's patience, seconds")
     options = parser.parse_args()
+    collect_rarely()  # as the control plane does
     folder = tempfile.TemporaryDirectory(prefix="tide-kueue-")
     log = MemoryLog(keep=False) if options.virtual else Journal(Path(folder.name) / "journal.db")
     wall_s, recorder, cpu_s = run(log, options.scale, options.patience, options.virtual)

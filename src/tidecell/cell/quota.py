@@ -36,7 +36,8 @@ def gate_of(state: CellState, now_s: float) -> Gate | None:
             capacity = capacity + machine.spec.capacity
     gate = Gate(state.policy, now_s, capacity)
     for job in state.live_jobs():
-        gate.count(view_of(job))
+        if job.num_active:
+            gate.count(view_of(job))
     for (uid, index), claim in sorted(state.claims.items()):
         if uid in state.jobs:
             gate.claim(view_of(state.jobs[uid]), index, claim.resources)

@@ -131,7 +131,7 @@ class Gate:
 
     def count(self, job: JobView) -> None:
         """Count what a job's tasks hold."""
-        if not is_charged(job.spec):
+        if not any(task.machine for task in job.tasks) or not is_charged(job.spec):
             return
         account = self.account(job.spec)
         least = job.spec.replicas.min - len(job.done)
