@@ -28,6 +28,7 @@ from tidecell.scheduler.board import occupied_fleet
 from tidecell.scheduler.fleet import Fleet
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import JobView, Kept, Snapshot, TaskView
+from tidecell.server.__main__ import collect_rarely
 from tidecell.structs.job import Band, JobSpec, Priority, Shape
 from tidecell.structs.machine import Accelerator, MachineSpec
 from tidecell.structs.messages import Plan
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=50)
     parser.add_argument("--synthetic", action="store_true", help="Do not read the trace.")
     options = parser.parse_args()
+    collect_rarely()  # as the control plane does
     rng = random.Random(1)
     if options.synthetic or not (TRACES / "openb_pods.parquet").exists():
         print("openb trace not used: a seeded synthetic mix (see ../shared/traces or TIDECELL_TRACES)")
