@@ -47,9 +47,9 @@ class Target(msgspec.Struct):
     path: list[str]
 
 
-def environment() -> dict[str, str]:
-    """Return what a task finds of the shell that its function was submitted from."""
-    return {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+def environment(*more: str) -> dict[str, str]:
+    """Return what a task finds of the shell that it was submitted from; ``more``: variables besides."""
+    return {key: os.environ[key] for key in (*PASSED_ON, *more) if key in os.environ}
 
 
 def new_folder(parent: Path) -> Path:

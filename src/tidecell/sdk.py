@@ -24,51 +24,46 @@ from tidecell.client.home import Home
 from tidecell.client.schema import parse_data, parse_file
 from tidecell.client.views import JobStatus, PlanView, WhyView
 from tidecell.scheduler.render import render_plan, render_why
-from tidecell.structs.errors import JobFailedError, NotFoundError, TidecellError
+from tidecell.structs.errors import JobFailedError, TidecellError
 from tidecell.structs.job import JobSpec, TaskState
 
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
 
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _RESOURCES = ("gpu", "cpu", "memory")  # what the decorator takes beside the keys of a spec
 
 
-class Why:
-    """Why a job waits and what would make it start; printed, it is what `tide why` prints.
+class _Shown(Generic[V]):
+    """An answer as data, which prints as the command of its name prints it.
 
     Attributes:
-        view: The same as data.
+        view: The answer; its fields can be asked of this object, too.
     """
 
-    def __init__(self, view: WhyView) -> None:
+    def __init__(self, view: V) -> None:
         self.view = view
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.view, name)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class Why(_Shown[WhyView]):
+    """Why a job waits and what would make it start."""
 
     def __str__(self) -> str:
         return render_why(self.view, time.time())
 
-    __repr__ = __str__
 
-
-class Plan:
-    """What applying specs would do; printed, it is what `tide plan` prints.
-
-    Attributes:
-        view: The same as data.
-    """
-
-    def __init__(self, view: PlanView) -> None:
-        self.view = view
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.view, name)
+class Plan(_Shown[PlanView]):
+    """What applying specs would do."""
 
     def __str__(self) -> str:
         return render_plan(self.view)
-
-    __repr__ = __str__
 
 
 class Run(Generic[R]):
@@ -79,8 +74,14 @@ class Run(Generic[R]):
         uid: Of this very run.
     """
 
-    def __init__(self, client: Client, job: JobStatus, folder: Path | None = None, items: int = 0) -> None:
-        self._client, self._folder, self._items = client, folder, items
+    def __init__(
+        self,
+        client: Client,
+        job: JobStatus,
+        folder: Path | None = None,
+        read: Callable[[Path], R] | None = None,
+    ) -> None:
+        self._client, self._folder, self._read = client, folder, read
         self.name, self.uid = job.name, job.uid
 
     def __repr__(self) -> str:
@@ -123,25 +124,19 @@ class Run(Generic[R]):
             TimeoutError: It is not over in time.
             TidecellError: It is not a function's run.
         """
-        if self._folder is None:
+        if self._folder is None or self._read is None:
             raise TidecellError(f"run '{self.uid}' is not of a function: it has no result", "see run.logs()")
         job = self.wait(timeout_s=timeout_s)
         if not job.done:
             raise TimeoutError(f"run '{self.uid}' is {job.state.value} after {timeout_s:g} s")
         if job.state is not TaskState.SUCCEEDED:
             raise self._failure(job)
-        if self._items:
-            return [self._value(i) for i in range(self._items)]  # type: ignore[return-value]
-        value: R = self._value(0)
-        return value
-
-    def _value(self, index: int) -> Any:
-        if self._folder is None:
-            raise ValueError("a run without a folder has no values")
         try:
-            return call.read_result(self._folder, index)
+            return self._read(self._folder)
         except FileNotFoundError as error:
-            text = f"run '{self.uid}' left no result of replica {index} in {self._folder}"
+            text = (
+                f"run '{self.uid}' left no result in {self._folder}: {Path(error.filename).name} is missing"
+            )
             raise JobFailedError(text, "results are read on the cell's machine, by its user") from error
 
     def _failure(self, job: JobStatus) -> JobFailedError:
@@ -176,15 +171,15 @@ class Function(Generic[P, R]):
         Raises:
             TidecellError: The cell does not take it, or the arguments cannot be pickled.
         """
-        return self._submit([(args, kwargs)], {})
+        return Run(*self._submit([(args, kwargs)], {}), read=_first)
 
     def map(self, items: Iterable[Any], parallel: int | None = None) -> Run[list[R]]:
         """Submit one run that calls it for each item, as an array; at most ``parallel`` at once."""
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((item,), {}) for item in items]
+        calls: list[_Arguments] = [((item,), {}) for item in items]
         if not calls:
             raise TidecellError("there are no items to map", "give at least one")
         array: dict[str, Any] = {"count": len(calls), "parallel": parallel or len(calls)}
-        return self._submit(calls, {"array": array}, len(calls))  # type: ignore[return-value]
+        return Run(*self._submit(calls, {"array": array}), read=lambda folder: _each(folder, len(calls)))
 
     def plan(self) -> Plan:
         """Return what submitting it now would do; nothing is committed."""
@@ -210,16 +205,21 @@ class Function(Generic[P, R]):
         (spec,) = parse_data(given, f"@tidecell.job of {self.fn.__name__}", Path.cwd())
         return spec
 
-    def _submit(
-        self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], more: dict[str, Any], items: int = 0
-    ) -> Run[R]:
+    def _submit(self, calls: Sequence[_Arguments], more: dict[str, Any]) -> tuple[Client, JobStatus, Path]:
         client = Client.from_home()
         folder = call.new_folder(Home().path / "calls")
         argv = call.write(folder, self.fn, calls)
         if "name" not in self._options:
             more["name"] = f"{_name_of(self.fn)[:50]}-{secrets.token_hex(2)}"
-        job = client.submit(self.spec(argv, **more))
-        return Run(client, job, folder, items)
+        return client, client.submit(self.spec(argv, **more)), folder
+
+
+def _first(folder: Path) -> Any:
+    return call.read_result(folder, 0)
+
+
+def _each(folder: Path, count: int) -> list[Any]:
+    return [call.read_result(folder, index) for index in range(count)]
 
 
 def job(fn: Callable[P, R] | None = None, **options: Any) -> Any:
@@ -281,10 +281,7 @@ def run(name: str) -> Run[Any]:
         NotFoundError: There is none.
     """
     client = Client.from_home()
-    found = client.job(name)
-    if not found.uid:
-        raise NotFoundError(f"no job named '{name}'")
-    return Run(client, found)
+    return Run(client, client.job(name))
 
 
 def jobs(everything: bool = False, labels: Sequence[str] = ()) -> list[JobStatus]:

@@ -112,7 +112,7 @@ def _check_band(spec: JobSpec, alloc: JobSpec) -> None:
         )
 
 
-def check_bands(state: CellState, job: Job, spec: JobSpec) -> None:
+def check_bands(state: CellState, spec: JobSpec) -> None:
     """Raise RefusedError if a changed spec would put a job above its alloc's band."""
     if spec.alloc:
         alloc = state.find(spec.alloc)

@@ -141,7 +141,7 @@ def _changed(state: CellState, message: JobChanged, now_s: float) -> Decision:
         events.append(JobRescaled(job.uid, message.replicas))
     if message.priority is not None and message.priority != job.spec.priority:
         check_priority(state, job, message.priority, now_s)
-        check_bands(state, job, replace(job.spec, priority=message.priority))
+        check_bands(state, replace(job.spec, priority=message.priority))
         events.append(JobReprioritized(job.uid, message.priority))
     return Decision(events, touched={job.uid})
 
@@ -164,7 +164,7 @@ def _check_revised(state: CellState, job: Job, spec: JobSpec, now_s: float) -> N
     """Raise RefusedError if the team's quota does not cover what the job would be."""
     check_quota(state, spec, now_s)
     check_priority(state, job, spec.priority, now_s)
-    check_bands(state, job, spec)
+    check_bands(state, spec)
 
 
 def _rollback(state: CellState, message: RollbackRequested, now_s: float) -> Decision:

@@ -7,10 +7,9 @@ import click
 from tidecell.cli.show import err, out
 from tidecell.client.client import Client
 from tidecell.client.schema import parse_priority, parse_replicas
-from tidecell.client.units import parse_cpu, parse_duration, parse_gpu, parse_size
+from tidecell.client.units import parse_duration, parse_resources
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import JobSpec, Kind
-from tidecell.structs.resources import Resources
 
 
 @click.command()
@@ -47,12 +46,11 @@ def alloc(name: str, detach: bool, **options: str) -> None:
 
 def _spec(name: str, o: dict[str, str]) -> JobSpec:
     try:
-        kind, gpus = parse_gpu(o["gpus"]) if o["gpus"] else ("", 0)
-        memory = parse_size(o["memory"]) if o["memory"] else 0
+        kind, resources = parse_resources(o["cpu"], o["memory"], o["gpus"])
         return JobSpec(
             name=name,
             kind=Kind.ALLOC,
-            resources=Resources(parse_cpu(o["cpu"]), memory, gpus),
+            resources=resources,
             accelerator_type=kind,
             replicas=parse_replicas(o["replicas"]),
             priority=parse_priority(o["priority"]),

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import click
 
-from tidecell.cli.run import PASSED_ON, report_end
+from tidecell.call import environment
+from tidecell.cli.run import report_end
 from tidecell.cli.show import err
 from tidecell.client.client import Client
 from tidecell.client.home import Home
 from tidecell.client.schema import parse_priority
 from tidecell.client.terminal import attach as join_terminal
-from tidecell.client.units import parse_cpu, parse_duration, parse_env, parse_gpu, parse_size
+from tidecell.client.units import parse_duration, parse_env, parse_resources
 from tidecell.client.views import JobStatus
 from tidecell.engines.beside import run_beside
 from tidecell.structs.errors import NotFoundError, TidecellError
 from tidecell.structs.job import JobSpec, Kind, Retry, TaskState
-from tidecell.structs.resources import Resources
 
 LISTENS_WITHIN_S = 10.0
 
@@ -105,18 +105,17 @@ def _spec(name: str, command: tuple[str, ...], o: dict[str, str]) -> JobSpec:
     if not workdir.is_dir():
         raise TidecellError(f"workdir {workdir} is no directory", "give an existing one with --workdir")
     try:
-        kind, gpus = parse_gpu(o["gpus"]) if o["gpus"] else ("", 0)
-        memory = parse_size(o["memory"]) if o["memory"] else 0
+        kind, resources = parse_resources(o["cpu"], o["memory"], o["gpus"])
         return JobSpec(
             name=name,
             kind=Kind.DEV,
             argv=command or (os.environ.get("SHELL") or "/bin/sh",),
             workdir=str(workdir),
             env={
-                **{k: os.environ[k] for k in (*PASSED_ON, "TERM") if k in os.environ},
+                **environment("TERM"),
                 **dict(parse_env(pair) for pair in o["env"]),
             },
-            resources=Resources(parse_cpu(o["cpu"]), memory, gpus),
+            resources=resources,
             accelerator_type=kind,
             priority=parse_priority(o["priority"]),
             team=o["team"],

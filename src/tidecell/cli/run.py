@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from tidecell.call import environment
 from tidecell.cli.show import err, out
 from tidecell.client.client import Client
 from tidecell.client.schema import parse_priority, parse_replicas
@@ -18,21 +18,15 @@ from tidecell.client.units import (
     MAX_REPLICAS,
     UnitError,
     parse_array,
-    parse_cpu,
     parse_duration,
     parse_env,
-    parse_gpu,
     parse_moment,
-    parse_size,
+    parse_resources,
 )
 from tidecell.client.views import JobStatus
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import JobSpec, Replicas, Retry, RetryOn, TaskState
-from tidecell.structs.resources import Resources
 from tidecell.structs.work import Array, grid_size
-
-# What a command finds of the shell it was typed in, besides --env.
-PASSED_ON = ("PATH", "VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -82,10 +76,7 @@ def _spec(command: tuple[str, ...], o: dict[str, object]) -> JobSpec:
         return str(o[key] or "")
 
     try:
-        gpu_type, gpus = parse_gpu(text("gpus")) if text("gpus") else ("", 0)
-        resources = Resources(
-            parse_cpu(text("cpu")), parse_size(text("memory")) if text("memory") else 0, gpus
-        )
+        gpu_type, resources = parse_resources(text("cpu"), text("memory"), text("gpus"))
         array, replicas = _array(text("array"), text("replicas"), list(_strings(o["sweep"])))
         env = dict(parse_env(pair) for pair in _strings(o["env"]))
         retries = int(text("retries") or 0)
@@ -94,7 +85,7 @@ def _spec(command: tuple[str, ...], o: dict[str, object]) -> JobSpec:
             name=text("name") or _default_name(command),
             argv=command,
             workdir=_workdir(text("workdir")),
-            env={**{k: os.environ[k] for k in PASSED_ON if k in os.environ}, **env},
+            env={**environment(), **env},
             resources=resources,
             accelerator_type=gpu_type,
             replicas=replicas,

@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import BAND_WORDS, Preemption, Priority, Replicas
-from tidecell.structs.resources import GPU, format_cpu
+from tidecell.structs.resources import GPU, Resources, format_cpu
 
 MAX_DURATION_S = 10 * 365 * 86400.0
 MAX_REPLICAS = 10_000
@@ -336,6 +336,16 @@ def _whole(value: object) -> int | None:
 
 
 # -------------------------------------------------------------------------------------------- others
+
+
+def parse_resources(cpu: str, memory: str, gpus: str) -> tuple[str, Resources]:
+    """Return the accelerator type and the resources that flags ask for; empty: none of it.
+
+    Raises:
+        UnitError: One of them cannot be read.
+    """
+    kind, gpu_millis = parse_gpu(gpus) if gpus else ("", 0)
+    return kind, Resources(parse_cpu(cpu), parse_size(memory) if memory else 0, gpu_millis)
 
 
 def parse_env(text: str) -> tuple[str, str]:

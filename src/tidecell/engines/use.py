@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
+from tidecell.engines.gpu_use import gpu_percents
 from tidecell.engines.process import family_of, process_table
 
 IDLE_SHARE = 0.02  # of one core: a shell's prompt and a notebook's heartbeat stay below
@@ -53,14 +54,10 @@ def cpu_seconds(pid: int, proc: str = "/proc") -> float | None:
 
 def gpu_use() -> int | None:
     """Return the greatest use of this session's accelerators in percent; None where it cannot be measured."""
+    percents = gpu_percents()
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        devices = [int(text) for text in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in devices]
-        return max(int(pynvml.nvmlDeviceGetUtilizationRates(h).gpu) for h in handles)
-    except Exception:  # no library, no driver, no right to ask: whatever it is, it is no proof of idleness
+        return max(percents[int(text)] for text in os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+    except (KeyError, ValueError):  # a device that cannot be asked, or is not named by its number
         return None
 
 

@@ -16,6 +16,8 @@ from tidecell.structs.lifecycle import JobIdle
 from tidecell.structs.messages import ControlStarted, JobSubmitted, MachineSeen, TaskUp
 from tidecell.structs.resources import Resources
 
+RULE = IdleGpu(5, 60.0)
+
 
 @pytest.fixture
 def cell(tmp_path) -> Cell:
@@ -27,7 +29,7 @@ def cell(tmp_path) -> Cell:
     return cell
 
 
-def train(cell: Cell, replicas: int = 2, rule: IdleGpu | None = IdleGpu(5, 60.0)) -> str:  # noqa: B008
+def train(cell: Cell, replicas: int = 2, rule: IdleGpu | None = RULE) -> str:
     size = Resources(1000, 0, 1000)
     spec = JobSpec("t", run="x", resources=size, replicas=Replicas(replicas, replicas), idle_gpu=rule)
     cell.send(JobSubmitted(spec))
