@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,10 @@ import pytest
 
 from tidecell.client.client import Client
 from tidecell.client.home import Home
+
+# A suite started in the background of a script inherits an ignored SIGINT, and so would every program under
+# test that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Cell:
