@@ -42,6 +42,7 @@ from tidecell.structs.errors import DataError, TidecellError
 @click.option(
     "--arrived", default=1.3, show_default=True, help="With --policy: how much of all accelerators."
 )
+@click.option("--compact", is_flag=True, help="How few machines hold the pods under --policy (openb pods).")
 @click.option("--load", metavar="FILE", help="Load on services over time, for their autoscalers.")
 @click.option("--seed", default=0, show_default=True, help="Breaks ties; the same seed gives the same run.")
 @click.option("--until", default="", help="Stop after so much virtual time, for example 6h.")
@@ -59,6 +60,7 @@ def sim(
     variant: str,
     policy: str | None,
     arrived: float,
+    compact: bool,
     load: str | None,
     seed: int,
     until: str,
@@ -72,6 +74,8 @@ def sim(
     From a trace: tide sim --trace jobs.csv --machines machines.csv --seed 1 --json
 
     Packing only, by FGD's protocol: tide sim --trace pods.csv --machines nodes.csv --policy tidecell
+
+    How few machines would do: tide sim --trace pods.csv --machines nodes.csv --compact
 
     From a cell: tide sim --from live --add new.yaml --machines +2 --until 6h
     """
@@ -89,6 +93,12 @@ def sim(
         raise TidecellError("--add and --duration belong to --from", "begin with a cell: --from live")
     if len(machines) > 1:
         raise TidecellError("--machines is given twice", "put all machines into one file")
+    if compact:
+        from tidecell.cli.sim_packing import compact_trace, print_compaction
+
+        fleet_file = machines[0] if machines else None
+        print_compaction(compact_trace(trace, fleet_file, variant, policy or "tidecell", seed), as_json)
+        return
     if policy is not None:
         from tidecell.cli.sim_packing import pack_trace, print_packing
 

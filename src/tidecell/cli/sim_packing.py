@@ -1,11 +1,15 @@
-"""`tide sim --policy`: how full accelerators get when pods arrive and none leaves (FGD's protocol)."""
+"""`tide sim --policy`: how full accelerators get when pods arrive and none leaves (FGD's protocol); with
+`--compact`, how few machines hold the pods (Borg's cell compaction)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tidecell.cli.show import out, print_json, print_table
-from tidecell.sim.openb import read_machines, read_pods
+from rich.progress import track
+
+from tidecell.cli.show import err, out, print_json, print_table
+from tidecell.sim.compaction import TRIALS, Compaction, machines_needed, summed_up
+from tidecell.sim.openb import Machines, Pods, read_machines, read_pods
 from tidecell.sim.packing import PackingReport, run_packing
 from tidecell.structs.errors import DataError
 
@@ -18,16 +22,54 @@ def pack_trace(
     Raises:
         DataError: The files, the variant or the policy are not as they should be.
     """
-    if machines is None:
-        raise DataError(f"{trace} says nothing of machines", "give --machines FILE, an openb node list")
     if not 0 < arrived <= 10:
         raise DataError(f"--arrived {arrived:g} is not between 0 and 10", "1.3 is FGD's: 130 % arrive")
+    rows, lists = _read(trace, machines, variant)
+    return [run_packing(pods, rows, policy, seed, arrived) for pods in lists]
+
+
+def compact_trace(trace: str, machines: str | None, variant: str, policy: str, seed: int) -> list[Compaction]:
+    """Return how few machines hold a list of pods, or each variant of several; shows how far it is.
+
+    Raises:
+        DataError: The files, the variant or the policy are not as they should be, or the pods fit nowhere.
+    """
+    rows, lists = _read(trace, machines, variant)
+    return [_compact(pods, rows, policy, seed) for pods in lists]
+
+
+def _compact(pods: Pods, machines: Machines, policy: str, seed: int) -> Compaction:
+    title, hidden = f"trials {pods.variant}".strip(), not err.is_terminal
+    trials = track(range(seed, seed + TRIALS), title, console=err, transient=True, disable=hidden)
+    needed = [machines_needed(pods, machines, policy, trial) for trial in trials]
+    return summed_up(pods, machines, policy, seed, needed)
+
+
+def _read(trace: str, machines: str | None, variant: str) -> tuple[Machines, list[Pods]]:
+    """Return the machines, and the lists of pods that were asked for."""
+    if machines is None:
+        raise DataError(f"{trace} says nothing of machines", "give --machines FILE, an openb node list")
     rows = read_machines(Path(machines))
     lists = read_pods([Path(trace)], rows.models)
     if variant and variant not in lists:
         raise DataError(f"{trace} has no variant '{variant}'", f"there are {', '.join(sorted(lists))}")
-    chosen = [variant] if variant else list(lists)
-    return [run_packing(lists[name], rows, policy, seed, arrived) for name in chosen]
+    return rows, [lists[variant]] if variant else list(lists.values())
+
+
+def print_compaction(reports: list[Compaction], as_json: bool) -> None:
+    """Print reports; as JSON one object, or a list where there are several variants."""
+    if as_json:
+        print_json(reports[0] if len(reports) == 1 else reports)
+        return
+    columns = ("VARIANT", "POLICY", "SEED", "PODS", "MACHINES", "NEEDED (P90)", "LEAST", "MOST", "SHARE")
+    print_table(columns, [_compaction_row(r) for r in reports])
+    out.print("machines that hold the pods, packed from scratch with at most 0.2 % of them pending")
+
+
+def _compaction_row(report: Compaction) -> tuple[str, ...]:
+    counts = (report.seed, report.pods, report.machines, report.needed_p90)
+    ends = (min(report.needed), max(report.needed))
+    return (report.variant or "-", report.policy, *map(str, (*counts, *ends)), f"{report.share:.1f}%")
 
 
 def print_packing(reports: list[PackingReport], as_json: bool) -> None:
