@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import track
@@ -56,10 +57,14 @@ def _read(trace: str, machines: str | None, variant: str) -> tuple[Machines, lis
     return rows, [lists[variant]] if variant else list(lists.values())
 
 
+def _print_reports(reports: Sequence[object]) -> None:
+    print_json(reports[0] if len(reports) == 1 else reports)
+
+
 def print_compaction(reports: list[Compaction], as_json: bool) -> None:
     """Print reports; as JSON one object, or a list where there are several variants."""
     if as_json:
-        print_json(reports[0] if len(reports) == 1 else reports)
+        _print_reports(reports)
         return
     columns = ("VARIANT", "POLICY", "SEED", "PODS", "MACHINES", "NEEDED (P90)", "LEAST", "MOST", "SHARE")
     print_table(columns, [_compaction_row(r) for r in reports])
@@ -75,7 +80,7 @@ def _compaction_row(report: Compaction) -> tuple[str, ...]:
 def print_packing(reports: list[PackingReport], as_json: bool) -> None:
     """Print reports; as JSON one object, or a list where there are several variants."""
     if as_json:
-        print_json(reports[0] if len(reports) == 1 else reports)
+        _print_reports(reports)
         return
     marks = sorted({min(m, len(r.allocated)) for r in reports for m in (50, 80, 90, 100, 110, 120, 130)})
     columns = ("VARIANT", "POLICY", "SEED", *(f"AT {m}%" for m in marks), "BOUND", "NO ROOM FOR")

@@ -18,10 +18,9 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from tidecell.scheduler.mix import fgd_mix_of, mix_of
-from tidecell.scheduler.packing import FGD, POLICIES, Ints
+from tidecell.scheduler.packing import Ints
 from tidecell.sim.openb import Machines, Pods
-from tidecell.sim.packing import pack
+from tidecell.sim.packing import mix_for, pack
 from tidecell.structs.errors import DataError
 
 TRIALS = 11
@@ -55,11 +54,9 @@ def machines_needed(pods: Pods, machines: Machines, policy: str, seed: int) -> i
     Raises:
         DataError: The policy is unknown, or more pods than that fit on none of eight copies of the cell.
     """
-    if policy not in POLICIES:
-        raise DataError(f"no packing policy is named {policy!r}", f"there are {', '.join(POLICIES)}")
     rng = np.random.default_rng([seed, 2])
     asks_PQ = pods.asks_PQ[rng.permutation(len(pods))]
-    mix = fgd_mix_of(asks_PQ) if POLICIES[policy] == FGD else mix_of(asks_PQ)
+    mix = mix_for(policy, asks_PQ)
 
     def fits(order: Ints) -> bool:
         rows_P, _, _ = pack(asks_PQ, machines.only(order), policy, mix)

@@ -88,17 +88,26 @@ def run_packing(
     Raises:
         DataError: The policy is unknown, or machines or pods have no accelerators.
     """
-    if policy not in POLICIES:
-        raise DataError(f"no packing policy is named {policy!r}", f"there are {', '.join(POLICIES)}")
+    mix = mix_for(policy, pods.asks_PQ)
     capacity = int(machines.capacity_NR[:, THOUSANDTHS].sum())
     if capacity == 0:
         raise DataError("the machines have no accelerators; this protocol measures how full those get")
     arrivals = draw_arrivals(pods.asks_PQ, seed, capacity, arrived_until)
     order = np.random.default_rng([seed, 1]).permutation(len(machines))
     machines = machines.only(order)
-    mix = fgd_mix_of(pods.asks_PQ) if POLICIES[policy] == FGD else mix_of(pods.asks_PQ)
     outcome, free_NR, gpu_NG = pack(pods.asks_PQ[arrivals], machines, policy, mix, compile_kernels)
     return _report(pods, machines, policy, seed, arrivals, outcome, free_NR, gpu_NG)
+
+
+def mix_for(policy: str, asks_PQ: Ints) -> Mix:
+    """Return what a policy takes for likely to come, given all asks of a trace.
+
+    Raises:
+        DataError: The policy is unknown.
+    """
+    if policy not in POLICIES:
+        raise DataError(f"no packing policy is named {policy!r}", f"there are {', '.join(POLICIES)}")
+    return fgd_mix_of(asks_PQ) if POLICIES[policy] == FGD else mix_of(asks_PQ)
 
 
 def draw_arrivals(asks_PQ: Ints, seed: int, capacity: int, arrived_until: float) -> Ints:
@@ -275,4 +284,4 @@ def _allowed(types_N: Ints, mask: int) -> np.ndarray:
     return np.array([t >= 0 and bool(mask >> int(t) & 1) for t in types_N])
 
 
-__all__ = ["TIDECELL", "PackingReport", "draw_arrivals", "pack", "run_packing"]
+__all__ = ["TIDECELL", "PackingReport", "draw_arrivals", "mix_for", "pack", "run_packing"]
