@@ -96,6 +96,10 @@ def sim(
     if compact:
         from tidecell.cli.sim_packing import compact_trace, print_compaction
 
+        if plot or load or until or batch:
+            raise TidecellError(
+                "--compact packs, it runs nothing in time", "leave out --plot, --load, --until and --batch"
+            )
         fleet_file = machines[0] if machines else None
         print_compaction(compact_trace(trace, fleet_file, variant, policy or "tidecell", seed), as_json)
         return

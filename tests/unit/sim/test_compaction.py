@@ -73,3 +73,5 @@ def test_the_command_prints_eleven_trials_and_the_same_for_the_same_seed(tmp_pat
     table = CliRunner().invoke(sim, args, catch_exceptions=False).stdout
     assert "NEEDED (P90)" in table
     assert "tidecell" in table
+    refused = CliRunner().invoke(sim, [*args, "--until", "6h"])
+    assert "--compact packs" in str(refused.exception)
