@@ -44,4 +44,4 @@ def test_what_is_typed_counts_and_no_cell_is_asked():
     assert gpus.accelerators("0.5") == ("", 500)
     assert gpus.accelerators("0") == gpus.accelerators("") == ("", 0)
     with pytest.raises(UnitError):
-        gpus.accelerators("many")
+        gpus.accelerators("-1")
