@@ -89,6 +89,7 @@ def test_the_head_is_never_kept_waiting_or_delayed():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_head_is_never_kept_waiting_or_delayed_on_many_more_cells():
     assert heads(range(1_000, 9_000)) > 4_000
 
