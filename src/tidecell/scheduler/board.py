@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.feasibility import (
     PlacementClass,
     Room,
@@ -77,7 +78,9 @@ class Board:
         changed_rows: Rows of ``open`` that changed, in order; it only grows.
     """
 
-    def __init__(self, snapshot: Snapshot, seed: int = 0, kept: Kept | None = None) -> None:
+    def __init__(
+        self, snapshot: Snapshot, seed: int = 0, kept: Kept | None = None, share_classes: bool = True
+    ) -> None:
         self.fleet = kept.fleet.copy() if kept is not None else occupied_fleet(snapshot)
         fleet = self.fleet
         self.rank_N = fleet.rank_N(seed)
@@ -90,7 +93,9 @@ class Board:
         self._nothing_G = np.zeros(self.free.gpu_NG.shape[1], self.free.gpu_NG.dtype)
         self.changed_rows: list[int] = []
         self._devices: dict[Key, tuple[int, ...]] = {}  # columns that a claim holds
+        self._share_classes = share_classes
         self._classes: dict[tuple[object, ...], PlacementClass] = {}
+        self._allowed: dict[tuple[object, ...], Bools] = {}
         self._placed: dict[str, list[int]] = {}  # uid: rows that its tasks took in this pass
         self._avoided: dict[str, dict[int, list[int]]] = {}
         for claim in snapshot.claims:
@@ -101,10 +106,12 @@ class Board:
 
     def placement_class(self, spec: JobSpec, shape: int = 0) -> PlacementClass:
         """Return where replicas of this job may go, worked out once a pass for all jobs alike."""
+        if not self._share_classes:
+            return placement_class(self.fleet, spec, shape)
         key = class_key(spec, shape)
         found = self._classes.get(key)
         if found is None:
-            found = self._classes[key] = placement_class(self.fleet, spec, shape)
+            found = self._classes[key] = placement_class(self.fleet, spec, shape, self._allowed)
         return found
 
     def home_rows(self, job: JobView, indices: Sequence[int]) -> list[int]:

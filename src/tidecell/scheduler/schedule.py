@@ -8,6 +8,7 @@ ends before it (EASY backfill, Lifka 1995). Same snapshot and seed, same plan.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -18,8 +19,11 @@ from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.cached import CACHE_FROM, ScoreCache
 from tidecell.scheduler.excluded import describe_domains, describe_excluded
 from tidecell.scheduler.gang import fit, fits_empty
+from tidecell.scheduler.options import USUAL, Options
 from tidecell.scheduler.preemption import Victims, find_by_row, find_victims
 from tidecell.scheduler.quota import Block, Gate
+from tidecell.scheduler.runs import RunPlacer, has_wishes, pays_off
+from tidecell.scheduler.sampling import Sampler
 from tidecell.scheduler.snapshot import JobView, Kept, PlanTrace, Snapshot, Waiting
 from tidecell.scheduler.topology import num_that_fit
 from tidecell.scheduler.units import Unit, units_of
@@ -29,6 +33,7 @@ from tidecell.structs.messages import Claim, Placement, Plan, Removal
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import team_of
 
+RUN_FROM = 16  # units; below it preparing for runs takes longer than they save
 _IN_VAIN = {Reason.NO_MATCHING_MACHINE, Reason.DEPENDENCY}  # what no place kept would help
 
 
@@ -46,22 +51,22 @@ class _Pass:
     left: set[tuple[str, int]] = field(default_factory=set)  # told to leave in this very pass
     left_uids: set[str] = field(default_factory=set)
     runners: dict[Band, dict[str, JobView]] | None = None  # who could give way, where somebody asked
-    by_row: bool = True  # victims are looked for row by row where that gives the same ones
+    options: Options = USUAL
     rows: dict[Band, RowVictims] = field(default_factory=dict)
     heads: list[tuple[JobView, float]] = field(default_factory=list)  # who reserved, and from when
     without_gang: set[str] = field(default_factory=set)  # jobs whose gang does not start in this pass
     failed_shapes: dict[tuple[object, ...], Waiting] = field(default_factory=dict)
+    failed_asks: set[tuple[Resources, str, int]] = field(default_factory=set)  # what those ask for, in short
     releases: list[Release] | None = None  # what ends when; worked out where somebody asks
     gate: Gate | None = None  # quota; None: everything is allowed
-    cache: ScoreCache | None = None  # None: every unit scans all rows
+    cache: ScoreCache | Sampler | None = None  # None: every unit scans all rows
 
 
 def schedule(
     snapshot: Snapshot,
     seed: int = 0,
     kept: Kept | None = None,
-    cached: bool | None = None,
-    by_row: bool = True,
+    options: Options = USUAL,
 ) -> tuple[Plan, PlanTrace]:
     """Return what to do now, and why the rest waits.
 
@@ -69,22 +74,74 @@ def schedule(
         snapshot: The cell as it is.
         seed: Breaks ties between machines that are equally good; 0: the smallest name.
         kept: What a live cell keeps beside its snapshot; it saves time and changes no plan.
-        cached: Whether scores are kept between units, which changes no plan either; None: on large cells.
-        by_row: Whether victims are looked for row by row where that gives the same ones as the whole cell.
+        options: How it saves time.
     """
-    board = Board(snapshot, seed, kept)
-    run = _Pass(snapshot, board, gate=Gate.of(snapshot), by_row=by_row)
-    if len(board.fleet.names) >= CACHE_FROM if cached is None else cached:
+    board = Board(snapshot, seed, kept, options.classes)
+    run = _Pass(snapshot, board, gate=Gate.of(snapshot), options=options)
+    if options.sample:
+        run.cache = Sampler(board, options.sample, seed)
+    elif len(board.fleet.names) >= CACHE_FROM if options.cached is None else options.cached:
         run.cache = ScoreCache(board)
     units: list[Unit] = []
     for job in snapshot.jobs if kept is None else map(kept.jobs.__getitem__, kept.waiting):
         units += units_of(job, snapshot.now_s, run.trace)
     _drop_idle_claims(run, units)
-    for unit in run.gate.in_order(units) if run.gate is not None else sorted(units, key=Unit.order):
-        run.trace.order.setdefault(unit.job.uid)
-        _serve(run, unit)
+    units = list(run.gate.in_order(units)) if run.gate is not None else sorted(units, key=Unit.order)
+    if _may_run(run, units):
+        _serve_in_runs(run, RunPlacer(board, units, pays_off(len(board.fleet.names))), units)
+    else:
+        for unit in units:
+            run.trace.order.setdefault(unit.job.uid)
+            _serve(run, unit)
     plan = Plan(tuple(run.placements), tuple(run.removals), tuple(run.claims), tuple(run.withdrawals))
     return plan, run.trace
+
+
+def _may_run(run: _Pass, units: Sequence[Unit]) -> bool:
+    """Whether runs of units may be placed by one call: quota asks for each, and few are not worth it."""
+    options = run.options
+    if run.gate is not None or options.sample or options.cached is False or not options.classes or not units:
+        return False
+    if options.runs is not None:
+        return options.runs
+    return len(units) >= RUN_FROM and pays_off(len(run.board.fleet.names))
+
+
+def _serve_in_runs(run: _Pass, runs: RunPlacer, units: Sequence[Unit]) -> None:
+    """Serve all units in order, as many as possible at once.
+
+    After a failure runs are short, since what follows the failed unit in its run has to be looked at again.
+    """
+    at, longest = 0, 1
+    while at < len(units):
+        end = _end_of_run(run, units, at, min(runs.end_of_run(at), at + longest))
+        stop = runs.place(at, end) if end > at else at
+        placements = runs.placements(at, stop)
+        run.placements += placements
+        run.trace.order.update(dict.fromkeys([p.uid for p in placements]))
+        if stop == end > at:
+            at, longest = stop, 2 * longest
+            continue
+        run.trace.order.setdefault(units[stop].job.uid)
+        _serve(run, units[stop])
+        at, longest = stop + 1, 1 if stop < end else longest
+
+
+def _end_of_run(run: _Pass, units: Sequence[Unit], first: int, end: int) -> int:
+    """Return the first unit up to ``end`` that something in this pass makes particular."""
+    if not (run.failed_asks or run.left_uids or run.board.claims or run.without_gang or run.heads):
+        return end
+    return next((at for at in range(first, end) if _needs_a_look(run, units[at])), end)
+
+
+def _needs_a_look(run: _Pass, unit: Unit) -> bool:
+    """Whether more than free room decides on a unit, as far as can be told quickly."""
+    spec, uid = unit.job.spec, unit.job.uid
+    if (spec.resources, spec.accelerator_type, len(unit.tasks)) in run.failed_asks or uid in run.left_uids:
+        return True
+    if run.heads and spec.max_duration_s:  # it may use what is kept for a head
+        return True
+    return uid in run.without_gang or _has_claim(run, unit)
 
 
 def _drop_idle_claims(run: _Pass, units: list[Unit]) -> None:
@@ -128,12 +185,18 @@ def _serve(run: _Pass, unit: Unit) -> None:
     waiting = _explain_wait(run, unit)
     _wait(run, unit, *waiting.reasons, detail=waiting.detail, behind=waiting.behind)
     # Nothing becomes free during a pass, so the same shape fails again: do not ask twice.
-    run.failed_shapes[shape] = waiting
+    _note_failed(run, unit, shape, waiting)
     # What could not start on an empty cell gets no place kept: it would starve all others in vain.
     if unit.demanded and not _IN_VAIN & {*waiting.reasons}:
         first_s = min((start_s for _, start_s in run.heads), default=0.0)
         start_s = reserve(run.board, unit.job, unit.indices, _releases(run), first_s)
         run.heads.append((unit.job, start_s))
+
+
+def _note_failed(run: _Pass, unit: Unit, shape: tuple[object, ...], waiting: Waiting) -> None:
+    run.failed_shapes[shape] = waiting
+    spec = unit.job.spec
+    run.failed_asks.add((spec.resources, spec.accelerator_type, len(unit.tasks)))
 
 
 def _releases(run: _Pass) -> list[Release]:
@@ -155,7 +218,7 @@ def _wait_for_quota(run: _Pass, unit: Unit, block: Block, shape: tuple[object, .
     if unit.demanded and (given or _has_claim(run, unit)) and _preempt(run, unit):
         return
     _wait(run, unit, Reason.WAITING_FOR_QUOTA, detail=text)
-    run.failed_shapes[shape] = Waiting((Reason.WAITING_FOR_QUOTA,), text)
+    _note_failed(run, unit, shape, Waiting((Reason.WAITING_FOR_QUOTA,), text))
     if unit.demanded and run.gate is not None:
         run.gate.hold(unit.job, unit.indices)
 
@@ -178,9 +241,7 @@ def _fit_now(run: _Pass, unit: Unit) -> list[Spot] | None:
 
 def _is_particular(unit: Unit) -> bool:
     """Whether rows are better or worse for it than packing says, which the score cache does not know."""
-    spec = unit.job.spec
-    wishes = spec.sizes or spec.prefer or spec.data or spec.topology is not None or spec.spread is not None
-    return bool(wishes) or any(t.avoid for t in unit.tasks)
+    return has_wishes(unit.job.spec) or any(t.avoid for t in unit.tasks)
 
 
 def _fit(run: _Pass, unit: Unit, future: bool = False, ignore_reserved: bool = False) -> list[Spot] | None:
@@ -242,7 +303,7 @@ def _preempt(run: _Pass, unit: Unit) -> bool:
 def _find_victims(run: _Pass, unit: Unit) -> Victims | None:
     """Return who leaves for a unit: of one task row by row where that decides, else over the whole cell."""
     band, now_s = unit.job.spec.priority.band, run.snapshot.now_s
-    if len(unit.tasks) == 1 and run.by_row:
+    if len(unit.tasks) == 1 and run.options.by_row:
         rows = run.rows.get(band)
         if rows is None:
             lower = [job for b in Band if b < band for job in _runners(run)[b].values()]
