@@ -100,7 +100,9 @@ class RunPlacer:
         self._where_K, self._type_K = table[:, 0].copy(), table[:, 1].copy()
         self._ask_KR = table[:, 2:].copy()
         self._allowed_WN = np.array(kinds.allowed, np.bool_).reshape(len(kinds.allowed), size)
-        self._typed_TNG = np.array(kinds.typed, np.bool_).reshape(-1, *board.fleet.gpu_type_NG.shape)
+        self._typed_TNG = np.array(kinds.typed, np.bool_).reshape(
+            len(kinds.typed), *board.fleet.gpu_type_NG.shape
+        )
         self._seen_K = np.full(num_kinds, -1, np.int64)
         self._scores_KN = np.empty((num_kinds, size))  # touched only for kinds that come up
         self._least_KB = np.empty((num_kinds, -(-size // BLOCK)))
