@@ -29,6 +29,22 @@ SHOWN_FAILURES = 20  # failed items that an array's outcome names
 GANG_REPAIR_S = 60.0  # how long survivors of a broken gang wait for the missing replicas to start again
 
 
+def is_at_rest(state: CellState, job: Job) -> bool:
+    """Whether nothing follows from a job's state, as far as a glance tells; False: ``reconcile`` looks.
+
+    Most jobs of a busy cell wait or run, and no rule but those for failures and leavers has a say in them.
+    """
+    spec = job.spec
+    if job.outcome is not None or job.stopping is not None or job.ended or job.leaving or state.drains:
+        return False
+    if job.rollout is not None or job.extra or job.vacant or len(job.tasks) > job.desired:
+        return False
+    if spec.max_duration_s or spec.after or spec.schedule is not None or spec.array is not None:
+        return False
+    is_whole = not 0 < job.num_active < spec.replicas.min
+    return is_whole and not spec.is_alloc and job.uid not in state.index.claims_of
+
+
 def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
     """Return the next things that follow from this job's state; empty when it is at rest."""
     job = state.jobs.get(uid)

@@ -7,6 +7,7 @@ Letters of array names: N rows, R = (cpu_millis, memory_bytes), G devices of a r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -157,7 +158,7 @@ def copies_N(room: Room, request: Resources, typed_NG: Bools | None) -> Ints:
     return np.maximum(count_N, 0)
 
 
-def choose_devices(gpu_G: Ints, typed_G: Bools | None, gpu_millis: int) -> list[int]:
+def choose_devices(gpu_G: Ints | Sequence[int], typed_G: Bools | None, gpu_millis: int) -> list[int]:
     """Return the columns of the devices a request gets: whole ones from the lowest, a share by best fit.
 
     Empty if they do not suffice.

@@ -9,7 +9,7 @@ from tidecell.scheduler.snapshot import JobView, TaskView
 from tidecell.structs.job import Preemption
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: a pass may look at as many as there are tasks
 class Group:
     """Tasks of one job that go together: one replica above min, or all that remain of a gang."""
 
@@ -38,6 +38,8 @@ def groups_of(job: JobView, now_s: float, lower: bool = True) -> list[Group]:
     if policy is Preemption.NEVER or job.stopping:
         return []
     staying = [t for t in job.tasks if t.machine and not t.leaving]
+    if not staying:
+        return []
     least = {t.index: job.spec.min_runtime_s if lower else protected_s(t, now_s) for t in staying}
     if not lower:
         least = {i: max(s, job.spec.min_runtime_s) for i, s in least.items()}

@@ -90,10 +90,12 @@ class RunPlacer:
         kinds = _Kinds(board)
         found = [kinds.of(unit) for unit in units]
         size, num_kinds, num_units = len(board.fleet.names), len(kinds.rows), len(units)
-        self.kind_U = np.array([kind for kind, _ in found], np.int64)
+        for unit, (kind, _) in zip(units, found, strict=True):
+            unit.kind = kind
+        self._kind_U = np.array([kind for kind, _ in found], np.int64)
         self._num_shapes_U = np.array([count for _, count in found], np.int64)
         # Where the run of unit U ends: at the next particular one.
-        particular = np.flatnonzero(self.kind_U == PARTICULAR)
+        particular = np.flatnonzero(self._kind_U == PARTICULAR)
         ends = np.append(particular, num_units)
         self._end_U = ends[np.searchsorted(ends, np.arange(num_units))]
         table = np.array(kinds.rows, np.int64).reshape(num_kinds, 5)
@@ -127,7 +129,7 @@ class RunPlacer:
             self._place(
                 first,
                 last,
-                self.kind_U,
+                self._kind_U,
                 self._num_shapes_U,
                 self._where_K,
                 self._type_K,

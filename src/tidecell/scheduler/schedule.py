@@ -8,7 +8,7 @@ ends before it (EASY backfill, Lifka 1995). Same snapshot and seed, same plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -56,6 +56,7 @@ class _Pass:
     heads: list[tuple[JobView, float]] = field(default_factory=list)  # who reserved, and from when
     without_gang: set[str] = field(default_factory=set)  # jobs whose gang does not start in this pass
     failed_shapes: dict[tuple[object, ...], Waiting] = field(default_factory=dict)
+    full: dict[int, int] = field(default_factory=dict)  # kind: how often something had been given back
     failed_asks: set[tuple[Resources, str, int]] = field(default_factory=set)  # what those ask for, in short
     releases: list[Release] | None = None  # what ends when; worked out where somebody asks
     gate: Gate | None = None  # quota; None: everything is allowed
@@ -86,25 +87,25 @@ def schedule(
     for job in snapshot.jobs if kept is None else map(kept.jobs.__getitem__, kept.waiting):
         units += units_of(job, snapshot.now_s, run.trace)
     _drop_idle_claims(run, units)
-    units = list(run.gate.in_order(units)) if run.gate is not None else sorted(units, key=Unit.order)
-    if _may_run(run, units):
-        _serve_in_runs(run, RunPlacer(board, units, pays_off(len(board.fleet.names))), units)
-    else:
-        for unit in units:
+    if _may_run(run, len(units)):
+        ordered = sorted(units, key=Unit.order)
+        _serve_in_runs(run, RunPlacer(board, ordered, pays_off(len(board.fleet.names))), ordered)
+    else:  # by quota, who is next depends on what was placed before
+        for unit in run.gate.in_order(units) if run.gate is not None else sorted(units, key=Unit.order):
             run.trace.order.setdefault(unit.job.uid)
             _serve(run, unit)
     plan = Plan(tuple(run.placements), tuple(run.removals), tuple(run.claims), tuple(run.withdrawals))
     return plan, run.trace
 
 
-def _may_run(run: _Pass, units: Sequence[Unit]) -> bool:
+def _may_run(run: _Pass, num_units: int) -> bool:
     """Whether runs of units may be placed by one call: quota asks for each, and few are not worth it."""
     options = run.options
-    if run.gate is not None or options.sample or options.cached is False or not options.classes or not units:
+    if run.gate is not None or options.sample or options.cached is False or not options.classes:
         return False
     if options.runs is not None:
-        return options.runs
-    return len(units) >= RUN_FROM and pays_off(len(run.board.fleet.names))
+        return options.runs and num_units > 0
+    return num_units >= RUN_FROM and pays_off(len(run.board.fleet.names))
 
 
 def _serve_in_runs(run: _Pass, runs: RunPlacer, units: Sequence[Unit]) -> None:
@@ -115,13 +116,15 @@ def _serve_in_runs(run: _Pass, runs: RunPlacer, units: Sequence[Unit]) -> None:
     at, longest = 0, 1
     while at < len(units):
         end = _end_of_run(run, units, at, min(runs.end_of_run(at), at + longest))
-        stop = runs.place(at, end) if end > at else at
-        placements = runs.placements(at, stop)
-        run.placements += placements
-        run.trace.order.update(dict.fromkeys([p.uid for p in placements]))
-        if stop == end > at:
-            at, longest = stop, 2 * longest
-            continue
+        stop = at
+        if end > at:
+            stop = runs.place(at, end)
+            placements = runs.placements(at, stop)
+            run.placements += placements
+            run.trace.order.update(dict.fromkeys([p.uid for p in placements]))
+            if stop == end:
+                at, longest = stop, 2 * longest
+                continue
         run.trace.order.setdefault(units[stop].job.uid)
         _serve(run, units[stop])
         at, longest = stop + 1, 1 if stop < end else longest
@@ -129,7 +132,8 @@ def _serve_in_runs(run: _Pass, runs: RunPlacer, units: Sequence[Unit]) -> None:
 
 def _end_of_run(run: _Pass, units: Sequence[Unit], first: int, end: int) -> int:
     """Return the first unit up to ``end`` that something in this pass makes particular."""
-    if not (run.failed_asks or run.left_uids or run.board.claims or run.without_gang or run.heads):
+    seen = (run.failed_asks, run.left_uids, run.board.claims, run.without_gang, run.heads, run.full)
+    if not any(seen):
         return end
     return next((at for at in range(first, end) if _needs_a_look(run, units[at])), end)
 
@@ -137,6 +141,8 @@ def _end_of_run(run: _Pass, units: Sequence[Unit], first: int, end: int) -> int:
 def _needs_a_look(run: _Pass, unit: Unit) -> bool:
     """Whether more than free room decides on a unit, as far as can be told quickly."""
     spec, uid = unit.job.spec, unit.job.uid
+    if run.full.get(unit.kind) == run.board.num_given_back:
+        return True
     if (spec.resources, spec.accelerator_type, len(unit.tasks)) in run.failed_asks or uid in run.left_uids:
         return True
     if run.heads and spec.max_duration_s:  # it may use what is kept for a head
@@ -170,8 +176,12 @@ def _serve(run: _Pass, unit: Unit) -> None:
     shape = unit.shape() if run.gate is None else (*unit.shape(), *_standing(unit))
     known = run.failed_shapes.get(shape)
     if known is not None and not _has_claim(run, unit):
-        run.without_gang.update([] if unit.growth else [unit.job.uid])
-        _wait(run, unit, *known.reasons, detail=known.detail, behind=known.behind)
+        if not unit.growth:
+            run.without_gang.add(unit.job.uid)
+        if len(unit.tasks) == known.num_tasks == 1 and unit.job.uid not in run.trace.waiting:
+            run.trace.waiting[unit.job.uid] = known
+        else:
+            _wait(run, unit, *known.reasons, detail=known.detail, behind=known.behind)
         return
     block = run.gate.check(unit.job, unit.indices, unit.growth) if run.gate is not None else None
     if block is not None:
@@ -224,7 +234,12 @@ def _wait_for_quota(run: _Pass, unit: Unit, block: Block, shape: tuple[object, .
 
 
 def _has_claim(run: _Pass, unit: Unit) -> bool:
-    return bool(run.board.claims) and any(key in run.board.claims for key in unit.task_keys())
+    claims = run.board.claims
+    if not claims:
+        return False
+    if len(unit.tasks) == 1:
+        return (unit.job.uid, unit.tasks[0].index) in claims
+    return any(key in claims for key in unit.task_keys())
 
 
 def _is_claimed(run: _Pass, unit: Unit) -> bool:
@@ -234,9 +249,19 @@ def _is_claimed(run: _Pass, unit: Unit) -> bool:
 
 def _fit_now(run: _Pass, unit: Unit) -> list[Spot] | None:
     """Return a spot for each task in what is free now and kept for nobody else."""
-    if run.cache is None or _has_claim(run, unit) or _is_particular(unit):
+    if _has_claim(run, unit):
+        spot = None
+        if len(unit.tasks) == 1 and not _is_particular(unit):
+            spot = run.board.claimed_spot(unit.job, unit.tasks[0].index)
+        return [spot] if spot is not None else _fit(run, unit)
+    if run.cache is None or _is_particular(unit):
         return _fit(run, unit)
-    return run.cache.fit(unit.job, unit.indices)
+    if unit.kind >= 0 and run.full.get(unit.kind) == run.board.num_given_back:
+        return None
+    spots = run.cache.fit(unit.job, unit.indices)
+    if spots is None and unit.kind >= 0:
+        run.full[unit.kind] = run.board.num_given_back
+    return spots
 
 
 def _is_particular(unit: Unit) -> bool:
@@ -367,18 +392,26 @@ def _note_left(run: _Pass, victims: Victims) -> None:
     """Bring what could give way up to date with who was told to leave just now."""
     for uid in dict.fromkeys(job.uid for job, _ in victims.tasks):
         job = next(job for job, _ in victims.tasks if job.uid == uid)
-        gone = {task.index for other, task in victims.tasks if other.uid == uid}
-        tasks = tuple(replace(t, leaving=True) if t.index in gone else t for t in job.tasks)
-        spare = job.spare_disruptions
-        if spare is not None:
-            spare -= len(gone)
-        if run.runners is not None:
-            fresh = replace(job, tasks=tasks, spare_disruptions=spare)
+        gone = {task.index: task.machine for other, task in victims.tasks if other.uid == uid}
+        fresh = _without(job, gone)
+        if run.runners is not None and fresh is not None:
             run.runners[job.spec.priority.band][uid] = fresh
-            machines = [t.machine for t in job.tasks if t.index in gone]
-            for band, rows in run.rows.items():
-                if job.spec.priority.band < band:
-                    rows.update(fresh, machines)
+        elif run.runners is not None:
+            run.runners[job.spec.priority.band].pop(uid, None)
+        for band, rows in run.rows.items():
+            if job.spec.priority.band < band:
+                rows.update(uid, fresh, gone.values())
+
+
+def _without(job: JobView, gone: Container[int]) -> JobView | None:
+    """Return a job some of whose tasks were told to leave; None: no other could give way."""
+    if not any(t.machine and not t.leaving and t.index not in gone for t in job.tasks):
+        return None
+    tasks = tuple([replace(t, leaving=True) if t.index in gone else t for t in job.tasks])
+    spare = job.spare_disruptions
+    if spare is not None:
+        spare -= sum(t.index in gone for t in tasks)
+    return replace(job, tasks=tasks, spare_disruptions=spare)
 
 
 def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "") -> None:

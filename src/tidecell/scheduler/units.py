@@ -15,6 +15,7 @@ class Unit:
     """Tasks of one job that are placed together.
 
     Attributes:
+        kind: A number that units share which ask for the same in the same places; -1: it has none.
         demanded: It may preempt and reserve; growth of an elastic job only fills what is spare.
     """
 
@@ -22,6 +23,7 @@ class Unit:
     tasks: tuple[TaskView, ...]
     growth: bool
     demanded: bool
+    kind: int = -1
 
     @property
     def indices(self) -> list[int]:
