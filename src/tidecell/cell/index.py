@@ -209,7 +209,7 @@ class Index:
             if job is not None:
                 self._take_task(job, ref.index)
                 self._weigh(job)
-                if job.spec.is_alloc:  # its envelopes are machines to the scheduler
+                if self.allocs and job.spec.is_alloc:  # its envelopes are machines to the scheduler
                     self._see_machines()
                 if self.changes is not None:
                     self.changes.task(ref.uid, ref.index)

@@ -48,6 +48,7 @@ from tidecell.structs.tenant import Policy
 
 MAX_FINISHED = 2000  # finished runs kept in memory and in snapshots; the journal keeps all
 STORY_LENGTH = 12
+NOTHING = Resources()
 PREEMPTED_WINDOW_S = 3600.0  # preemptions further apart are counted anew
 
 
@@ -289,7 +290,7 @@ def _task_ended(state: CellState, event: TaskEnded, at_s: float) -> None:
     _move(job, task, event.then)
     task.exit_code, task.message = event.exit_code, event.message
     task.ended_s, task.notice, task.ready, task.pid, task.port = at_s, None, False, 0, 0
-    task.accelerators, task.resources, task.shape, task.envelope = (), Resources(), 0, ""
+    task.accelerators, task.resources, task.shape, task.envelope = (), NOTHING, 0, ""
     task.last_cause = event.cause
     task.failures, task.tried, task.failed_on = event.failures, event.tried, event.failed_on
     if event.cause is Cause.PREEMPT:
@@ -299,9 +300,9 @@ def _task_ended(state: CellState, event: TaskEnded, at_s: float) -> None:
     task.not_before_s = event.not_before_s
     _ack(state, event.machine, event.agent_seq)
     trim(job)
-    open_items(job)
-    what = f"{task.index} ended ({event.exit_code})"
-    _tell(job, f"{what} {event.cause or ''} -> {event.then}", at_s)
+    if job.spec.array is not None:
+        open_items(job)
+    _tell(job, f"{task.index} ended ({event.exit_code}) {event.cause or ''} -> {event.then}", at_s)
 
 
 def _ack(state: CellState, machine: str, agent_seq: int) -> None:
