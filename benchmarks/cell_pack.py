@@ -26,6 +26,7 @@ from pathlib import Path
 
 from tidecell.scheduler.board import occupied_fleet
 from tidecell.scheduler.fleet import Fleet
+from tidecell.scheduler.options import Options
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import JobView, Kept, Snapshot, TaskView
 from tidecell.server.__main__ import collect_rarely
@@ -236,7 +237,7 @@ def main() -> None:
     few = Snapshot(NOW_S, machines, tuple(jobs.values())[:1500])
     for cached in (True, False):
         start_s = time.process_time()
-        part, _ = schedule(few, cached=cached)
+        part, _ = schedule(few, options=Options(cached=cached))
         rate = len(part.placements) / (time.process_time() - start_s)
         show(f"ablation_cache_{'on' if cached else 'off'}", rate, "tasks/s", tasks=len(few.jobs))
 

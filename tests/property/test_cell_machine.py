@@ -24,6 +24,7 @@ from tidecell.cell.runtime import Outcome
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import CellState, Job, encode_state
 from tidecell.client.schema_work import CATCH_UPS, OVERLAPS
+from tidecell.scheduler.options import Options
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import Snapshot
 from tidecell.sim.order_check import check_order
@@ -585,7 +586,7 @@ class CellMachine(RuleBasedStateMachine):
     @invariant()
     def victims_are_the_same_whether_looked_for_row_by_row_or_over_the_whole_cell(self) -> None:
         snapshot = take_snapshot(self.cell.state, self.cell.now_s)
-        assert schedule(snapshot)[0] == schedule(snapshot, by_row=False)[0]
+        assert schedule(snapshot)[0] == schedule(snapshot, options=Options(by_row=False))[0]
 
     @invariant()
     def a_tick_asks_every_job_that_time_has_changed(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tidecell.scheduler import cached
 from tidecell.scheduler.compiled import can_compile
+from tidecell.scheduler.options import Options
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
 from tidecell.structs.job import Band, JobSpec, Kind, Preemption, Priority, Replicas, Shape
@@ -48,7 +49,7 @@ def _snapshot(rng: random.Random) -> Snapshot:
     closed = tuple(m.name for m in machines if rng.random() < 0.1)
     jobs = [_waiting(rng, f"j{i}", NOW_S - 100 + i) for i in range(rng.randint(1, 12))]
     first = Snapshot(NOW_S, machines, tuple(jobs), closed=closed)
-    plan, _ = schedule(first, cached=False)
+    plan, _ = schedule(first, options=Options(cached=False))
     where = {(p.uid, p.index): p for p in plan.placements}
     running = [
         JobView(
@@ -89,7 +90,9 @@ def _waiting(rng: random.Random, name: str, at_s: float) -> JobView:
 def test_plans_with_and_without_the_cache_are_equal(seed: int) -> None:
     snapshot = _snapshot(random.Random(seed))
     for ties in (0, 7):
-        assert schedule(snapshot, ties, cached=True) == schedule(snapshot, ties, cached=False)
+        assert schedule(snapshot, ties, options=Options(cached=True)) == schedule(
+            snapshot, ties, options=Options(cached=False)
+        )
 
 
 @pytest.mark.skipif(not can_compile(), reason="numba is not installed (pip install 'tidecell[scale]')")
@@ -97,20 +100,24 @@ def test_compiled_scores_lead_to_the_same_plans(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cached, "COMPILE_FROM", 1)
     for seed in range(40):
         snapshot = _snapshot(random.Random(1000 + seed))
-        assert schedule(snapshot, 3, cached=True) == schedule(snapshot, 3, cached=False)
+        assert schedule(snapshot, 3, options=Options(cached=True)) == schedule(
+            snapshot, 3, options=Options(cached=False)
+        )
 
 
 @pytest.mark.parametrize("seed", range(120))
 def test_victims_by_row_are_those_of_the_whole_cell(seed: int) -> None:
     snapshot = _snapshot(random.Random(5000 + seed))
-    assert schedule(snapshot, 3, by_row=True) == schedule(snapshot, 3, by_row=False)
+    assert schedule(snapshot, 3, options=Options(by_row=True)) == schedule(
+        snapshot, 3, options=Options(by_row=False)
+    )
 
 
 def test_random_cells_place_preempt_reserve_and_wait() -> None:
     """The generator reaches what the equality is about."""
     seen = dict.fromkeys(("placements", "removals", "claims", "gangs", "shares", "waiting"), 0)
     for seed in range(120):
-        plan, trace = schedule(_snapshot(random.Random(seed)), cached=True)
+        plan, trace = schedule(_snapshot(random.Random(seed)), options=Options(cached=True))
         seen["placements"] += len(plan.placements)
         seen["removals"] += len(plan.removals)
         seen["claims"] += len(plan.claims)

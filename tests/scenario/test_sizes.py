@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from tidecell.scheduler.options import Options
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import JobView, Snapshot, TaskView
 from tidecell.structs.job import JobSpec, Override, Reason, Replicas
@@ -32,7 +33,7 @@ def gang(*sizes: Resources) -> JobSpec:
 def plan_of(spec: JobSpec, *machines: MachineSpec, cached: bool = False) -> tuple[dict[int, str], object]:
     tasks = tuple(TaskView(i, pending=True) for i in range(spec.replicas.max))
     job = JobView("g.1", spec, 0.0, spec.replicas.max, tasks)
-    plan, trace = schedule(Snapshot(10.0, machines, (job,)), cached=cached)
+    plan, trace = schedule(Snapshot(10.0, machines, (job,)), options=Options(cached=cached))
     for p in plan.placements:
         assert p.resources == spec.request(p.index)
     return {p.index: p.machine for p in plan.placements}, trace.waiting.get("g.1")
@@ -70,7 +71,10 @@ def test_plans_are_equal_with_and_without_the_cache(seed: int) -> None:
         tasks = tuple(TaskView(i, pending=True) for i in range(spec.replicas.max))
         jobs.append(JobView(f"g{number}.1", spec, float(number), spec.replicas.max, tasks))
     snapshot = Snapshot(10.0, machines, tuple(jobs))
-    one, other = schedule(snapshot, 3, cached=True), schedule(snapshot, 3, cached=False)
+    one, other = (
+        schedule(snapshot, 3, options=Options(cached=True)),
+        schedule(snapshot, 3, options=Options(cached=False)),
+    )
     assert one == other
     held: dict[str, int] = {}
     for p in one[0].placements:

@@ -14,7 +14,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tidecell.structs.messages import Claim, ClaimDropped, Claimed, Event, JobAccepted, JobFinished
+from tidecell.structs.messages import (
+    Claim,
+    ClaimDropped,
+    Claimed,
+    Event,
+    JobAccepted,
+    JobFinished,
+    TaskStopping,
+)
 from tidecell.structs.resources import GPU, Resources
 
 if TYPE_CHECKING:
@@ -52,6 +60,8 @@ class Sum:
         self.cpu_millis += sign * resources.cpu_millis
         self.memory_bytes += sign * resources.memory_bytes
         self.gpu_millis += sign * resources.gpu_millis
+        if not accelerators:
+            return
         each = sign * min(GPU, resources.gpu_millis)
         for device in accelerators:
             rest = self.devices.get(device, 0) + each
@@ -96,13 +106,11 @@ class Changes:
 
     Attributes:
         jobs: Uid to the indices of changed tasks; None: the job as a whole.
-        rows: Machines and envelopes of which more or less is held.
         machines: Whether machines came, went or changed.
         claims: Whether claims came or went.
     """
 
     jobs: dict[str, set[int] | None] = field(default_factory=dict)
-    rows: set[str] = field(default_factory=set)
     machines: bool = False
     claims: bool = False
 
@@ -114,6 +122,7 @@ class Changes:
 
 
 class _Scope(enum.Enum):
+    NOTHING = 0
     TASK = 1
     JOB = 2
     CLAIM = 3
@@ -200,7 +209,7 @@ class Index:
             if job is not None:
                 self._take_task(job, ref.index)
                 self._weigh(job)
-                if job.spec.is_alloc:  # its envelopes are machines to the scheduler
+                if self.allocs and job.spec.is_alloc:  # its envelopes are machines to the scheduler
                     self._see_machines()
                 if self.changes is not None:
                     self.changes.task(ref.uid, ref.index)
@@ -208,7 +217,7 @@ class Index:
             self._note_job(state, event)
         elif scope is _Scope.CLAIM:
             self._note_claim(event)
-        else:
+        elif scope is _Scope.CELL:
             self.capacity.clear()
             self._see_machines()
 
@@ -267,24 +276,41 @@ class Index:
 
     def _weigh(self, job: Job) -> None:
         """Put a job among those that wait, and those that follow the clock, or take it out."""
-        _keep(self.candidates, job.uid, job.live and job.stopping is None and len(job.open) > job.num_active)
-        _keep(self.timed, job.uid, job.live and follows_clock(job))
+        uid, live = job.uid, job.outcome is None
+        if live and job.stopping is None and len(job.open) > job.num_active:
+            self.candidates[uid] = None
+        else:
+            self.candidates.pop(uid, None)
+        if live and follows_clock(job):
+            self.timed[uid] = None
+        else:
+            self.timed.pop(uid, None)
+        if not job.spec.max_duration_s and uid not in self.limits:
+            return
         at_s = _limit_s(job)
-        if at_s != self.limits.get(job.uid, 0.0):
-            self.limits[job.uid] = at_s
+        if at_s != self.limits.get(uid, 0.0):
+            self.limits[uid] = at_s
             if at_s:
-                heapq.heappush(self.alarms, (at_s, job.uid))
+                heapq.heappush(self.alarms, (at_s, uid))
             else:
-                del self.limits[job.uid]
+                del self.limits[uid]
 
     def _take_task(self, job: Job, index: int) -> None:
         """Bring what is known of one task up to date."""
         task = job.tasks[index] if index < len(job.tasks) else None
         new = _holding(task) if task is not None else None
-        _keep(job.leaving, index, new is not None and new.leaving)
+        if new is not None and new.leaving:
+            job.leaving[index] = None
+        else:
+            job.leaving.pop(index, None)
         key = (job.uid, index)
         old = self.holdings.get(key)
         if new == old:
+            return
+        if old is not None and new is not None and old[:-1] == new[:-1]:  # it was told to leave
+            self.holdings[key] = new
+            load = self.loads[new.envelope or new.machine]
+            load.leaving.add(new.resources, new.accelerators, 1 if new.leaving else -1)
             return
         if old is not None:
             self._hold(key, old, -1)
@@ -295,15 +321,17 @@ class Index:
             del self.holdings[key]
 
     def _hold(self, key: Key, holding: Holding, sign: int) -> None:
-        load = self._load(holding.row)
+        load = self._load(holding.envelope or holding.machine)
         load.used.add(holding.resources, holding.accelerators, sign)
         if holding.leaving:
             load.leaving.add(holding.resources, holding.accelerators, sign)
-        for name in {holding.row, holding.machine}:
-            _keep(self._load(name).tasks, key, sign > 0)
-            self._let_go(name)
-        if self.changes is not None:
-            self.changes.rows.add(holding.row)
+        for name in (holding.machine, holding.envelope) if holding.envelope else (holding.machine,):
+            load = self._load(name)
+            if sign > 0:
+                load.tasks[key] = None
+            else:
+                load.tasks.pop(key, None)
+                self._let_go(name)
 
     def _load(self, name: str) -> Load:
         load = self.loads.get(name)
@@ -347,9 +375,9 @@ def follows_clock(job: Job) -> bool:
     Its time limit is told apart (``Index.limits``): in many a cell every job has one.
     """
     spec = job.spec
-    if spec.schedule is not None or job.rollout is not None or job.extra or job.leaving:
+    if job.leaving or job.rollout is not None or job.extra or spec.schedule is not None:
         return True
-    if spec.is_service or spec.array is not None:
+    if not 0 < job.num_active < spec.replicas.min or spec.is_service or spec.array is not None:
         return False
     return 0 < job.num_staying < min(spec.replicas.min, job.desired) - job.num_succeeded  # a broken gang
 
@@ -382,7 +410,11 @@ def _keep(keys: dict[Any, None], key: Any, wanted: bool) -> None:
         keys.pop(key, None)
 
 
-_SCOPES: dict[type[Event], _Scope] = {Claimed: _Scope.CLAIM, ClaimDropped: _Scope.CLAIM}
+_SCOPES: dict[type[Event], _Scope] = {
+    Claimed: _Scope.CLAIM,
+    ClaimDropped: _Scope.CLAIM,
+    TaskStopping: _Scope.NOTHING,  # it was told to leave before; what it holds is the same
+}
 
 
 def _learn(kind: type[Event]) -> _Scope:

@@ -31,6 +31,7 @@ from tidecell.structs.resources import GPU
 
 FORMAT = 2  # 2: requests count thousandths of accelerators
 SNAPSHOT_EVERY = 5000  # events; replay reads some 50,000 a second
+EVENT_BYTES = 200  # of an event in the journal, about
 _GENESIS = b"tidecell"
 # What SQLite answers for a damaged file; ERROR covers an unsupported file format and a garbled schema.
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
@@ -69,10 +70,7 @@ class Repair:
 
 def _sum(chain: bytes, seq: int, at_s: float, body: bytes) -> bytes:
     """Return a record's checksum, which covers the one before it."""
-    digest = hashlib.blake2b(chain, digest_size=8)
-    digest.update(f"{seq}:{at_s!r}:".encode())
-    digest.update(body)
-    return digest.digest()
+    return hashlib.blake2b(b"%b%d:%b:%b" % (chain, seq, repr(at_s).encode(), body), digest_size=8).digest()
 
 
 def _follows(chain: bytes, row: tuple[Any, ...]) -> bool:
@@ -111,6 +109,7 @@ class Journal:
         self._chain = _GENESIS
         self._last_seq = 0
         self._last_snapshot_seq = 0
+        self._due_after = SNAPSHOT_EVERY
         try:
             self._db = self._open()
         except _Damaged as damage:
@@ -201,8 +200,10 @@ class Journal:
         self._chain, self._last_seq = chain, expected - 1
         if why:
             self._set_aside(db, expected, why)
-        row = db.execute("SELECT max(seq) FROM snapshots WHERE seq <= ?", (self._last_seq,)).fetchone()
+        newest = "SELECT max(seq), length(body) FROM snapshots WHERE seq <= ?"
+        row = db.execute(newest, (self._last_seq,)).fetchone()
         self._last_snapshot_seq = row[0] or 0
+        self._due_after = self._pause(int(row[1] or 0))
 
     def _set_aside(self, db: sqlite3.Connection, first_bad_seq: int, why: str) -> None:
         """Copy the bad tail into a file of its own, then take it out of the journal."""
@@ -285,7 +286,16 @@ class Journal:
 
     def snapshot_due(self) -> bool:
         """Return whether so much was written since the last snapshot that the next is due."""
-        return self._last_seq - self._last_snapshot_seq >= SNAPSHOT_EVERY
+        return self._last_seq - self._last_snapshot_seq >= self._due_after
+
+    @staticmethod
+    def _pause(num_bytes: int) -> int:
+        """Return how many events follow a snapshot of that size before the next.
+
+        A snapshot costs what the cell is large. So the next comes once the events since weigh as much: on a
+        large, busy cell they would else be written every quarter of a second and take longer than the events.
+        """
+        return max(SNAPSHOT_EVERY, num_bytes // EVENT_BYTES)
 
     def write_snapshot(self, state: CellState) -> None:
         """Store the state as of the newest record; keeps the last two snapshots.
@@ -300,7 +310,7 @@ class Journal:
         self._write("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", [row])
         keep = "DELETE FROM snapshots WHERE seq NOT IN (SELECT seq FROM snapshots ORDER BY seq DESC LIMIT 2)"
         self._db.execute(keep)
-        self._last_snapshot_seq = state.seq
+        self._last_snapshot_seq, self._due_after = state.seq, self._pause(len(body))
 
     def close(self) -> None:
         """Close the file."""

@@ -29,11 +29,36 @@ SHOWN_FAILURES = 20  # failed items that an array's outcome names
 GANG_REPAIR_S = 60.0  # how long survivors of a broken gang wait for the missing replicas to start again
 
 
+def is_at_rest(state: CellState, job: Job) -> bool:
+    """Whether nothing follows from a job's state, as far as a glance tells; False: ``reconcile`` looks."""
+    for index in job.leaving:
+        notice = job.tasks[index].notice
+        if notice is None or not notice.stopping:
+            return False
+    return _is_plain(state, job)
+
+
+def _is_plain(state: CellState, job: Job) -> bool:
+    """Whether no rule but that for tasks on their way out has a say in a job; most jobs are such."""
+    spec = job.spec
+    if job.outcome is not None or job.stopping is not None or job.ended or state.drains:
+        return False
+    if job.rollout is not None or job.extra or job.vacant or len(job.tasks) > job.desired:
+        return False
+    if spec.max_duration_s or spec.after or spec.schedule is not None or spec.array is not None:
+        return False
+    is_whole = not 0 < job.num_active < spec.replicas.min or bool(job.leaving)
+    return is_whole and not spec.is_alloc and job.uid not in state.index.claims_of
+
+
 def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
     """Return the next things that follow from this job's state; empty when it is at rest."""
     job = state.jobs.get(uid)
     decision = Decision()
     if job is None:
+        return decision
+    if _is_plain(state, job):
+        _stop_leavers(state, job, now_s, decision)
         return decision
     _drop_idle_claims(state, job, now_s, decision)
     if not job.live:

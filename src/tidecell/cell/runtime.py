@@ -17,7 +17,7 @@ from tidecell.cell.admission import blocking
 from tidecell.cell.invariants import check_event, check_state
 from tidecell.cell.log import EventLog
 from tidecell.cell.picture import Picture, check_picture
-from tidecell.cell.reconcile import reconcile
+from tidecell.cell.reconcile import is_at_rest, reconcile
 from tidecell.cell.state import CellState, Job, apply
 from tidecell.cell.step import Decision, step
 from tidecell.scheduler.schedule import schedule
@@ -121,6 +121,9 @@ class Runtime:
         rounds: dict[str, int] = {}
         while waiting:
             uid = waiting.popleft()
+            job = self.state.jobs.get(uid)
+            if job is None or is_at_rest(self.state, job):
+                continue
             decision = reconcile(self.state, uid, now_s)
             if not decision.events and not decision.commands:
                 continue

@@ -48,6 +48,7 @@ from tidecell.structs.tenant import Policy
 
 MAX_FINISHED = 2000  # finished runs kept in memory and in snapshots; the journal keeps all
 STORY_LENGTH = 12
+NOTHING = Resources()
 PREEMPTED_WINDOW_S = 3600.0  # preemptions further apart are counted anew
 
 
@@ -93,8 +94,10 @@ def _move(job: Job, task: Task, to: TaskState) -> None:
 
 
 def _tell(job: Job, text: str, at_s: float) -> None:
-    job.story.append(f"{at_s:.3f} {text}")
-    del job.story[:-STORY_LENGTH]
+    story = job.story
+    story.append(f"{at_s:.3f} {text}")
+    if len(story) > STORY_LENGTH:
+        del story[:-STORY_LENGTH]
 
 
 def _cell_opened(state: CellState, event: CellOpened, at_s: float) -> None:
@@ -234,27 +237,16 @@ def _task_placed(state: CellState, event: TaskPlaced, at_s: float) -> None:
     job = _job(state, event.ref.uid)
     task = job.tasks[event.ref.index]
     _move(job, task, TaskState.STARTING)
-    job.tasks[event.ref.index] = Task(
-        index=task.index,
-        state=task.state,
-        attempt=event.attempt,
-        epoch=event.ref.epoch,
-        machine=event.machine,
-        accelerators=event.accelerators,
-        # Journals of 0.1.0 do not say what was granted: it was what the job asks for.
-        resources=event.resources if event.resources != Resources() else job.spec.request(task.index),
-        shape=event.shape,
-        envelope=event.envelope,
-        placed_s=at_s,
-        failures=task.failures,
-        last_cause=task.last_cause,
-        program=job.program,
-        tried=task.tried,
-        failed_on=task.failed_on,
-        num_preempted=task.num_preempted,
-        last_preempted_s=task.last_preempted_s,
-    )
-    open_items(job)
+    task.attempt, task.epoch, task.machine = event.attempt, event.ref.epoch, event.machine
+    # Journals of 0.1.0 do not say what was granted: it was what the job asks for.
+    task.resources = event.resources if not event.resources.is_zero() else job.spec.request(task.index)
+    task.accelerators, task.shape, task.envelope = event.accelerators, event.shape, event.envelope
+    task.placed_s, task.program = at_s, job.program
+    if event.attempt > 1:  # what is left of the start before; failures and preemptions go on counting
+        task.pid, task.port, task.notice, task.exit_code, task.message = 0, 0, None, None, ""
+        task.ready, task.ready_s, task.started_s, task.ended_s, task.not_before_s = False, 0.0, 0.0, 0.0, 0.0
+    if job.spec.array is not None:
+        open_items(job)
     if job.rollout is not None and job.program == job.rollout.program:
         job.rollout.trying_s = job.rollout.trying_s or at_s
     _tell(job, f"{task.index} placed on {event.machine} (attempt {event.attempt})", at_s)
@@ -298,7 +290,7 @@ def _task_ended(state: CellState, event: TaskEnded, at_s: float) -> None:
     _move(job, task, event.then)
     task.exit_code, task.message = event.exit_code, event.message
     task.ended_s, task.notice, task.ready, task.pid, task.port = at_s, None, False, 0, 0
-    task.accelerators, task.resources, task.shape, task.envelope = (), Resources(), 0, ""
+    task.accelerators, task.resources, task.shape, task.envelope = (), NOTHING, 0, ""
     task.last_cause = event.cause
     task.failures, task.tried, task.failed_on = event.failures, event.tried, event.failed_on
     if event.cause is Cause.PREEMPT:
@@ -308,9 +300,9 @@ def _task_ended(state: CellState, event: TaskEnded, at_s: float) -> None:
     task.not_before_s = event.not_before_s
     _ack(state, event.machine, event.agent_seq)
     trim(job)
-    open_items(job)
-    what = f"{task.index} ended ({event.exit_code})"
-    _tell(job, f"{what} {event.cause or ''} -> {event.then}", at_s)
+    if job.spec.array is not None:
+        open_items(job)
+    _tell(job, f"{task.index} ended ({event.exit_code}) {event.cause or ''} -> {event.then}", at_s)
 
 
 def _ack(state: CellState, machine: str, agent_seq: int) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.feasibility import (
     PlacementClass,
     Room,
@@ -74,10 +75,13 @@ class Board:
         reserved: What blocked jobs will need from their expected start on, by row and device.
         extra: What will be free by then on those rows beyond what is free now.
         open: What anybody may use now: free, less what is kept for heads. Kept row by row.
+        num_given_back: How often something was given back; what fits nowhere does so until the next time.
         changed_rows: Rows of ``open`` that changed, in order; it only grows.
     """
 
-    def __init__(self, snapshot: Snapshot, seed: int = 0, kept: Kept | None = None) -> None:
+    def __init__(
+        self, snapshot: Snapshot, seed: int = 0, kept: Kept | None = None, share_classes: bool = True
+    ) -> None:
         self.fleet = kept.fleet.copy() if kept is not None else occupied_fleet(snapshot)
         fleet = self.fleet
         self.rank_N = fleet.rank_N(seed)
@@ -86,11 +90,14 @@ class Board:
         self.reserved: Room | None = None
         self.extra: Room | None = None
         self.open = self.free.copy()
-        self._nothing_R = np.zeros(self.free.free_NR.shape[1], self.free.free_NR.dtype)
-        self._nothing_G = np.zeros(self.free.gpu_NG.shape[1], self.free.gpu_NG.dtype)
+        self._nothing_R = [0] * self.free.free_NR.shape[1]
+        self._nothing_G = [0] * self.free.gpu_NG.shape[1]
+        self.num_given_back = 0
         self.changed_rows: list[int] = []
         self._devices: dict[Key, tuple[int, ...]] = {}  # columns that a claim holds
+        self._share_classes = share_classes
         self._classes: dict[tuple[object, ...], PlacementClass] = {}
+        self._allowed: dict[tuple[object, ...], Bools] = {}
         self._placed: dict[str, list[int]] = {}  # uid: rows that its tasks took in this pass
         self._avoided: dict[str, dict[int, list[int]]] = {}
         for claim in snapshot.claims:
@@ -101,10 +108,12 @@ class Board:
 
     def placement_class(self, spec: JobSpec, shape: int = 0) -> PlacementClass:
         """Return where replicas of this job may go, worked out once a pass for all jobs alike."""
+        if not self._share_classes:
+            return placement_class(self.fleet, spec, shape)
         key = class_key(spec, shape)
         found = self._classes.get(key)
         if found is None:
-            found = self._classes[key] = placement_class(self.fleet, spec, shape)
+            found = self._classes[key] = placement_class(self.fleet, spec, shape, self._allowed)
         return found
 
     def home_rows(self, job: JobView, indices: Sequence[int]) -> list[int]:
@@ -156,10 +165,12 @@ class Board:
         room.free_NR[:] += coming_NR
         room.gpu_NG[:] += coming_NG
         if not ignore_reserved:
-            self._keep_for_heads(room.free_NR, room.gpu_NG, slice(None), coming_NR, coming_NG)
+            self._keep_for_heads(room.free_NR, room.gpu_NG, coming_NR, coming_NG)
         return room
 
-    def row_room(self, row: int, coming_R: Ints, coming_G: Ints) -> tuple[Ints, Ints]:
+    def row_room(
+        self, row: int, coming_R: Sequence[int], coming_G: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
         """Return what anybody may use of one row, and of its devices, once some of it has been given back.
 
         Args:
@@ -167,20 +178,41 @@ class Board:
             coming_R: What is given back of cpu and memory.
             coming_G: What is given back of each device.
         """
-        free_R, gpu_G = self.free.free_NR[row] + coming_R, self.free.gpu_NG[row] + coming_G
-        self._keep_for_heads(free_R, gpu_G, row, coming_R, coming_G)
+        free_R = [a + b for a, b in zip(self.free.free_NR[row].tolist(), coming_R, strict=True)]
+        gpu_G = [a + b for a, b in zip(self.free.gpu_NG[row].tolist(), coming_G, strict=True)]
+        if self.reserved is not None and self.extra is not None:  # as in _keep_for_heads
+            _keep(free_R, self.reserved.free_NR[row].tolist(), self.extra.free_NR[row].tolist(), coming_R)
+            _keep(gpu_G, self.reserved.gpu_NG[row].tolist(), self.extra.gpu_NG[row].tolist(), coming_G)
         return free_R, gpu_G
 
-    def _keep_for_heads(
-        self, free: Ints, gpu: Ints, rows: int | slice, coming: Ints, gpu_coming: Ints
-    ) -> None:
+    def claimed_spot(self, job: JobView, index: int) -> Spot | None:
+        """Return what is held for a task in its job's first shape, if it still suffices."""
+        claim = self.claims.get((job.uid, index))
+        request = job.spec.request(index)
+        if claim is None or claim.resources != request:
+            return None
+        row, kind = self.fleet.rows[claim.machine], self.placement_class(job.spec)
+        free_R, gpu_G = self.row_room(row, self._nothing_R, self._nothing_G)
+        for column in self._devices[job.uid, index]:
+            gpu_G[column] += min(GPU, request.gpu_millis)
+        # What is held is what is asked for: it suffices unless a head or a smaller machine takes of it.
+        short = (request.cpu_millis and free_R[CPU] < 0) or (request.memory_bytes and free_R[MEMORY] < 0)
+        if short or not kind.allowed_N[row]:
+            return None
+        typed_G = None if kind.typed_NG is None else kind.typed_NG[row]
+        columns = choose_devices(gpu_G, typed_G, request.gpu_millis)
+        if request.gpu_millis and not columns:
+            return None
+        return Spot(row, 0, tuple(self.fleet.specs[row].accelerators[c].index for c in columns))
+
+    def _keep_for_heads(self, free: Ints, gpu: Ints, coming: Ints, gpu_coming: Ints) -> None:
         """Take from what is free what reservations keep; what is counted as free is not still to come."""
         if self.reserved is None or self.extra is None:
             return
-        extra = np.maximum(self.extra.free_NR[rows] - coming, 0)
-        free -= np.maximum(self.reserved.free_NR[rows] - extra, 0)
-        gpu_extra = np.maximum(self.extra.gpu_NG[rows] - gpu_coming, 0)
-        gpu -= np.maximum(self.reserved.gpu_NG[rows] - gpu_extra, 0)
+        extra = np.maximum(self.extra.free_NR - coming, 0)
+        free -= np.maximum(self.reserved.free_NR - extra, 0)
+        gpu_extra = np.maximum(self.extra.gpu_NG - gpu_coming, 0)
+        gpu -= np.maximum(self.reserved.gpu_NG - gpu_extra, 0)
 
     def free_for(self, name: str, mine: Iterable[Key] = (), accelerator_type: str = "") -> Resources:
         """Return what these tasks may use of one machine, accelerators of this type; nothing below zero."""
@@ -246,6 +278,7 @@ class Board:
         claim = self.claims.pop(key, None)
         if claim is None:
             return False
+        self.num_given_back += 1
         self.use(self.fleet.rows[claim.machine], claim.resources, self._devices.pop(key), 1)
         return True
 
@@ -268,6 +301,12 @@ class Board:
             room.gpu_NG[row, column] += sign * each
 
     add = _add
+
+
+def _keep(free: list[int], reserved: Sequence[int], extra: Sequence[int], coming: Sequence[int]) -> None:
+    """Take from what is free of one row what reservations keep there."""
+    for at, kept in enumerate(reserved):
+        free[at] -= max(kept - max(extra[at] - coming[at], 0), 0)
 
 
 __all__ = ["Board", "Key", "Spot", "occupied_fleet", "occupy"]

@@ -27,6 +27,7 @@ from tidecell.structs.resources import GPU, Resources
 
 CACHE_FROM = 24  # rows; below it full scans are quicker than keeping books
 COMPILE_FROM = 512  # rows; below it importing a compiler costs more than it saves
+BLOCK = 64  # scores of which the least is kept, so that the best row is found without reading all
 
 
 def score_rows(
@@ -79,10 +80,186 @@ def score_rows(
         scores_K[rank_N[row]] = share
 
 
+def bring_up_to_date(
+    rows_N: Ints,
+    before_N: Floats,
+    seen: int,
+    log: Ints,
+    num_logged: int,
+    last_N: Ints,
+    rank_N: Ints,
+    allowed_N: Bools,
+    typed_NG: Bools,
+    free_NR: Ints,
+    gpu_NG: Ints,
+    capacity_NR: Ints,
+    ask_R: Ints,
+    scores_K: Floats,
+    least_B: Floats,
+) -> int:
+    """Score again what changed since a kind of work was last asked for; return its best place, or -1.
+
+    Args:
+        rows_N: Scratch paper.
+        before_N: Scratch paper.
+        seen: Up to which entry of the log the scores are right; -1: there are none yet.
+        log: Rows that changed, in order.
+        num_logged: How many entries of it count.
+        last_N: Each row's last entry: of several only that one is looked at.
+        rank_N: As in ``score_rows``, like all up to ``scores_K``.
+        allowed_N: Where this kind of work may go at all.
+        typed_NG: Devices of the type asked for.
+        free_NR: Cpu and memory.
+        gpu_NG: Thousandths of each device.
+        capacity_NR: Of empty rows.
+        ask_R: Cpu, memory and thousandths of accelerators.
+        scores_K: Written to.
+        least_B: The least score of each block of ``BLOCK`` places; written to.
+    """
+    size, count = len(rank_N), 0
+    if seen < 0 or num_logged - seen >= size:
+        for row in range(size):
+            rows_N[row] = row
+        score_rows(rows_N, rank_N, allowed_N, typed_NG, free_NR, gpu_NG, capacity_NR, ask_R, scores_K)
+        for block in range(len(least_B)):
+            least_B[block] = scores_K[block * BLOCK : (block + 1) * BLOCK].min()
+    else:
+        for at in range(seen, num_logged):
+            row = log[at]
+            if last_N[row] == at:
+                rows_N[count] = row
+                before_N[count] = scores_K[rank_N[row]]
+                count += 1
+        score_rows(rows_N[:count], rank_N, allowed_N, typed_NG, free_NR, gpu_NG, capacity_NR, ask_R, scores_K)
+        for at in range(count):
+            place = rank_N[rows_N[at]]
+            block = place // BLOCK
+            if scores_K[place] < least_B[block]:
+                least_B[block] = scores_K[place]
+            elif before_N[at] == least_B[block] and scores_K[place] > before_N[at]:
+                least_B[block] = scores_K[block * BLOCK : (block + 1) * BLOCK].min()
+    best = 0
+    for block in range(1, len(least_B)):
+        if least_B[block] < least_B[best]:
+            best = block
+    if not least_B[best] < np.inf:
+        return -1
+    place = best * BLOCK
+    while scores_K[place] != least_B[best]:
+        place += 1
+    return place
+
+
+def choose_columns(gpu_G: Ints, typed_G: Bools, gpu: int, chosen_G: Ints) -> int:
+    """Write the columns of the devices that a request gets; return how many. ``choose_devices``, compiled."""
+    count, best = 0, -1
+    for column in range(len(gpu_G)):
+        if not typed_G[column] or gpu_G[column] < min(gpu, 1000):
+            continue
+        if gpu >= 1000 and count < gpu // 1000:
+            chosen_G[count] = column
+            count += 1
+        elif gpu < 1000 and (best < 0 or gpu_G[column] < gpu_G[best]):
+            best = column
+    if best >= 0:
+        chosen_G[0] = best
+        count = 1
+    return count
+
+
+def place_run(
+    first: int,
+    last: int,
+    kind_U: Ints,
+    num_shapes_U: Ints,
+    where_K: Ints,
+    type_K: Ints,
+    ask_KR: Ints,
+    allowed_WN: Bools,
+    typed_TNG: Bools,
+    seen_K: Ints,
+    scores_KN: Floats,
+    least_KB: Floats,
+    log: Ints,
+    num_logged: int,
+    last_N: Ints,
+    rows_N: Ints,
+    before_N: Floats,
+    rank_N: Ints,
+    row_P: Ints,
+    capacity_NR: Ints,
+    open_NR: Ints,
+    open_NG: Ints,
+    free_NR: Ints,
+    free_NG: Ints,
+    used_NR: Ints,
+    used_NG: Ints,
+    row_U: Ints,
+    shape_U: Ints,
+    count_U: Ints,
+    columns_UG: Ints,
+) -> int:
+    """Place units of one task each, in order, up to the first that fits nowhere; return its number.
+
+    Letters: U units, K kinds of work (those of a unit's further shapes follow its first), W sets of rows
+    where a kind may go, T types of accelerators, P places by rank, B blocks of places. All of ``seen_K`` to
+    ``before_N`` is the cache; ``open``, ``free`` and ``used`` are the board's; ``row_U`` and what follows it
+    is the answer.
+    """
+    for unit in range(first, last):
+        place, kind = -1, 0
+        for shape in range(num_shapes_U[unit]):
+            kind = kind_U[unit] + shape
+            place = bring_up_to_date(
+                rows_N,
+                before_N,
+                seen_K[kind],
+                log,
+                num_logged,
+                last_N,
+                rank_N,
+                allowed_WN[where_K[kind]],
+                typed_TNG[type_K[kind]],
+                open_NR,
+                open_NG,
+                capacity_NR,
+                ask_KR[kind],
+                scores_KN[kind],
+                least_KB[kind],
+            )
+            seen_K[kind] = num_logged
+            if place >= 0:
+                shape_U[unit] = shape
+                break
+        if place < 0:
+            return unit
+        row, cpu, memory, gpu = row_P[place], ask_KR[kind, 0], ask_KR[kind, 1], ask_KR[kind, 2]
+        row_U[unit], count_U[unit] = row, 0
+        if gpu > 0:
+            typed_G = typed_TNG[type_K[kind], row]
+            count_U[unit] = choose_columns(open_NG[row], typed_G, gpu, columns_UG[unit])
+        free_NR[row, 0] -= cpu
+        free_NR[row, 1] -= memory
+        open_NR[row, 0] -= cpu
+        open_NR[row, 1] -= memory
+        used_NR[row, 0] += cpu
+        used_NR[row, 1] += memory
+        for at in range(count_U[unit]):
+            column = columns_UG[unit, at]
+            free_NG[row, column] -= min(gpu, 1000)
+            open_NG[row, column] -= min(gpu, 1000)
+            used_NG[row, column] += min(gpu, 1000)
+        log[num_logged] = row
+        last_N[row] = num_logged
+        num_logged += 1
+    return last
+
+
 @dataclass
 class _Kind:
     """The scores of one kind of work, and up to which change they are right."""
 
+    placement: PlacementClass
     typed_NG: Bools
     ask_R: Ints
     scores_K: Floats
@@ -114,7 +291,7 @@ class ScoreCache:
         placement = board.placement_class(job.spec, shape)
         for index in indices:
             request = job.spec.request(index, shape)
-            row = self._best_row(placement, request)
+            row = self.best_row(placement, request)
             if row < 0:
                 break
             spot, columns = self._spot(placement, request, row, shape)
@@ -136,7 +313,8 @@ class ScoreCache:
         accelerators = self._board.fleet.specs[row].accelerators
         return Spot(row, shape, tuple(accelerators[c].index for c in columns)), columns
 
-    def _best_row(self, placement: PlacementClass, request: Resources) -> int:
+    def best_row(self, placement: PlacementClass, request: Resources) -> int:
+        """Return the best row for such a request now, or -1."""
         kind = self._kind(placement, request)
         best = int(kind.scores_K.argmin())
         return int(self._row_K[best]) if kind.scores_K[best] < np.inf else -1
@@ -148,7 +326,7 @@ class ScoreCache:
             typed_NG = self._no_types if placement.typed_NG is None else placement.typed_NG
             ask_R = np.array([request.cpu_millis, request.memory_bytes, request.gpu_millis], np.int64)
             size = len(self._row_K)
-            known = self._kinds[key] = _Kind(typed_NG, ask_R, np.empty(size), len(log))
+            known = self._kinds[key] = _Kind(placement, typed_NG, ask_R, np.empty(size), len(log))
             self._rescore(placement, known, np.arange(size))
         elif known.seen < len(log):
             fresh = log[known.seen :]
@@ -172,7 +350,7 @@ class ScoreCache:
         )
 
 
-__all__ = ["CACHE_FROM", "COMPILE_FROM", "ScoreCache", "score_rows"]
+__all__ = ["BLOCK", "CACHE_FROM", "COMPILE_FROM", "ScoreCache", "place_run", "score_rows"]
 _FORMULA = (CPU, MEMORY, GPU, GPU_WEIGHT)  # what the kernel has written out as 0, 1, 1000 and 4.0
 if _FORMULA != (0, 1, 1000, 4.0):
     raise ImportError("score_rows no longer agrees with the columns or weights of scoring.py")

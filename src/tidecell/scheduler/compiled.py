@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import zlib
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
@@ -46,5 +47,16 @@ def _twin(function: FunctionType) -> Any:
     twin = FunctionType(
         function.__code__, names, function.__name__, function.__defaults__, function.__closure__
     )
-    twin.__qualname__, twin.__module__ = function.__qualname__, function.__module__
+    # Numba looks whether this function's file has changed, not whether those of its callees have.
+    twin.__qualname__ = f"{function.__qualname__}_{_digest(function):08x}"
+    twin.__module__ = function.__module__
     return numba.njit(cache=True)(twin)
+
+
+def _digest(function: FunctionType) -> int:
+    """Return a number for what a kernel and those that it calls are made of."""
+    code = function.__code__
+    names = [function.__globals__.get(name) for name in code.co_names]
+    callees = [v for v in names if isinstance(v, FunctionType) and v.__module__.startswith("tidecell.")]
+    made_of = repr((code.co_code, code.co_consts, [n for n in names if isinstance(n, int | float)]))
+    return zlib.crc32(made_of.encode(), sum(map(_digest, callees)) & 0xFFFFFFFF)

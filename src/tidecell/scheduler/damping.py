@@ -24,7 +24,7 @@ MOST_AN_HOUR = 11
 
 def times_preempted(task: TaskView, now_s: float) -> int:
     """Return how often a task was preempted lately; 0 once an hour has passed since the last time."""
-    return task.num_preempted if now_s < task.last_preempted_s + WINDOW_S else 0
+    return task.num_preempted if task.num_preempted and now_s < task.last_preempted_s + WINDOW_S else 0
 
 
 def dearer_s(task: TaskView, now_s: float) -> float:

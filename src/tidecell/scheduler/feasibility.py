@@ -7,6 +7,7 @@ Letters of array names: N rows, R = (cpu_millis, memory_bytes), G devices of a r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,19 +56,40 @@ class PlacementClass:
         return self.shape.resources
 
 
-def placement_class(fleet: Fleet, spec: JobSpec, shape: int) -> PlacementClass:
-    """Return where replicas of a job in one of its shapes may go."""
+def placement_class(
+    fleet: Fleet, spec: JobSpec, shape: int, known: dict[tuple[object, ...], Bools] | None = None
+) -> PlacementClass:
+    """Return where replicas of a job in one of its shapes may go.
+
+    Args:
+        fleet: The machines.
+        spec: Whose replicas.
+        shape: Which of its shapes.
+        known: Sets of rows that were worked out for other classes; found and added there.
+    """
     wanted = spec.shapes[shape]
-    allowed_N: Bools = fleet.open_N & of_alloc_N(fleet, spec.alloc)
-    typed_NG = None
     asked = [resources.gpu_millis for _, _, resources in spec.sizes]
-    if wanted.accelerator_type or wanted.resources.gpu_millis or any(asked):
-        typed_NG, some_N = devices_of_type(fleet, wanted.accelerator_type)
-        if not asked:  # else some replicas may need no accelerator, and each size is looked at by itself
-            allowed_N &= some_N
+    has_devices = bool(wanted.accelerator_type or wanted.resources.gpu_millis or any(asked))
+    typed_NG = devices_of_type(fleet, wanted.accelerator_type)[0] if has_devices else None
+    # Some replicas of several sizes may need no accelerator, and each size is looked at by itself.
+    accelerator_type = wanted.accelerator_type if has_devices and not asked else None
+    key = (accelerator_type, spec.constraints, spec.alloc)
+    allowed_N = known.get(key) if known is not None else None
+    if allowed_N is None:
+        allowed_N = _allowed_N(fleet, spec, accelerator_type)
+        if known is not None:
+            known[key] = allowed_N
+    return PlacementClass(wanted, allowed_N, typed_NG, _bias_N(fleet, spec))
+
+
+def _allowed_N(fleet: Fleet, spec: JobSpec, accelerator_type: str | None) -> Bools:
+    """Return the rows that take this work at all: those with such accelerators, unless that is None."""
+    allowed_N: Bools = fleet.open_N & of_alloc_N(fleet, spec.alloc)
+    if accelerator_type is not None:
+        allowed_N &= devices_of_type(fleet, accelerator_type)[1]
     for condition in spec.constraints:
         allowed_N &= meets_N(fleet, condition)
-    return PlacementClass(wanted, allowed_N, typed_NG, _bias_N(fleet, spec))
+    return allowed_N
 
 
 def class_key(spec: JobSpec, shape: int) -> tuple[object, ...]:
@@ -77,6 +99,8 @@ def class_key(spec: JobSpec, shape: int) -> tuple[object, ...]:
 
 def _bias_N(fleet: Fleet, spec: JobSpec) -> Floats | None:
     """Return how much better rows are that meet preferences or hold the job's data; None: all are alike."""
+    if not spec.prefer and not spec.data:
+        return None
     weight_N = np.zeros(len(fleet.specs), np.int64)
     for preference in spec.prefer:
         weight_N += preference.weight * meets_N(fleet, preference.when)
@@ -134,7 +158,7 @@ def copies_N(room: Room, request: Resources, typed_NG: Bools | None) -> Ints:
     return np.maximum(count_N, 0)
 
 
-def choose_devices(gpu_G: Ints, typed_G: Bools | None, gpu_millis: int) -> list[int]:
+def choose_devices(gpu_G: Ints | Sequence[int], typed_G: Bools | None, gpu_millis: int) -> list[int]:
     """Return the columns of the devices a request gets: whole ones from the lowest, a share by best fit.
 
     Empty if they do not suffice.

@@ -9,6 +9,7 @@ ends before it (EASY backfill, Lifka 1995). Same snapshot and seed, same plan.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -19,8 +20,11 @@ from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.cached import CACHE_FROM, ScoreCache
 from tidecell.scheduler.excluded import describe_domains, describe_excluded
 from tidecell.scheduler.gang import fit, fits_empty
+from tidecell.scheduler.options import USUAL, Options
 from tidecell.scheduler.preemption import Victims, find_by_row, find_victims
 from tidecell.scheduler.quota import Block, Gate
+from tidecell.scheduler.runs import RunPlacer, has_wishes, pays_off
+from tidecell.scheduler.sampling import Sampler
 from tidecell.scheduler.snapshot import JobView, Kept, PlanTrace, Snapshot, Waiting
 from tidecell.scheduler.topology import num_that_fit
 from tidecell.scheduler.units import Unit, units_of
@@ -30,6 +34,7 @@ from tidecell.structs.messages import Claim, Placement, Plan, Removal
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import team_of
 
+RUN_FROM = 16  # units; below it preparing for runs takes longer than they save
 _IN_VAIN = {Reason.NO_MATCHING_MACHINE, Reason.DEPENDENCY}  # what no place kept would help
 
 
@@ -47,22 +52,23 @@ class _Pass:
     left: set[tuple[str, int]] = field(default_factory=set)  # told to leave in this very pass
     left_uids: set[str] = field(default_factory=set)
     runners: dict[Band, dict[str, JobView]] | None = None  # who could give way, where somebody asked
-    by_row: bool = True  # victims are looked for row by row where that gives the same ones
+    options: Options = USUAL
     rows: dict[Band, RowVictims] = field(default_factory=dict)
     heads: list[tuple[JobView, float]] = field(default_factory=list)  # who reserved, and from when
     without_gang: set[str] = field(default_factory=set)  # jobs whose gang does not start in this pass
     failed_shapes: dict[tuple[object, ...], Waiting] = field(default_factory=dict)
+    full: dict[int, int] = field(default_factory=dict)  # kind: how often something had been given back
+    failed_asks: set[tuple[Resources, str, int]] = field(default_factory=set)  # what those ask for, in short
     releases: list[Release] | None = None  # what ends when; worked out where somebody asks
     gate: Gate | None = None  # quota; None: everything is allowed
-    cache: ScoreCache | None = None  # None: every unit scans all rows
+    cache: ScoreCache | Sampler | None = None  # None: every unit scans all rows
 
 
 def schedule(
     snapshot: Snapshot,
     seed: int = 0,
     kept: Kept | None = None,
-    cached: bool | None = None,
-    by_row: bool = True,
+    options: Options = USUAL,
 ) -> tuple[Plan, PlanTrace]:
     """Return what to do now, and why the rest waits.
 
@@ -70,22 +76,79 @@ def schedule(
         snapshot: The cell as it is.
         seed: Breaks ties between machines that are equally good; 0: the smallest name.
         kept: What a live cell keeps beside its snapshot; it saves time and changes no plan.
-        cached: Whether scores are kept between units, which changes no plan either; None: on large cells.
-        by_row: Whether victims are looked for row by row where that gives the same ones as the whole cell.
+        options: How it saves time.
     """
-    board = Board(snapshot, seed, kept)
-    run = _Pass(snapshot, board, gate=Gate.of(snapshot), by_row=by_row)
-    if len(board.fleet.names) >= CACHE_FROM if cached is None else cached:
+    board = Board(snapshot, seed, kept, options.classes)
+    run = _Pass(snapshot, board, gate=Gate.of(snapshot), options=options)
+    if options.sample:
+        run.cache = Sampler(board, options.sample, seed)
+    elif len(board.fleet.names) >= CACHE_FROM if options.cached is None else options.cached:
         run.cache = ScoreCache(board)
     units: list[Unit] = []
     for job in snapshot.jobs if kept is None else map(kept.jobs.__getitem__, kept.waiting):
         units += units_of(job, snapshot.now_s, run.trace)
     _drop_idle_claims(run, units)
-    for unit in run.gate.in_order(units) if run.gate is not None else sorted(units, key=Unit.order):
-        run.trace.order.setdefault(unit.job.uid)
-        _serve(run, unit)
+    if _may_run(run, len(units)):
+        ordered = sorted(units, key=Unit.order)
+        _serve_in_runs(run, RunPlacer(board, ordered, pays_off(len(board.fleet.names))), ordered)
+    else:  # by quota, who is next depends on what was placed before
+        for unit in run.gate.in_order(units) if run.gate is not None else sorted(units, key=Unit.order):
+            run.trace.order.setdefault(unit.job.uid)
+            _serve(run, unit)
     plan = Plan(tuple(run.placements), tuple(run.removals), tuple(run.claims), tuple(run.withdrawals))
     return plan, run.trace
+
+
+def _may_run(run: _Pass, num_units: int) -> bool:
+    """Whether runs of units may be placed by one call: quota asks for each, and few are not worth it."""
+    options = run.options
+    if run.gate is not None or options.sample or options.cached is False or not options.classes:
+        return False
+    if options.runs is not None:
+        return options.runs and num_units > 0
+    return num_units >= RUN_FROM and pays_off(len(run.board.fleet.names))
+
+
+def _serve_in_runs(run: _Pass, runs: RunPlacer, units: Sequence[Unit]) -> None:
+    """Serve all units in order, as many as possible at once.
+
+    After a failure runs are short, since what follows the failed unit in its run has to be looked at again.
+    """
+    at, longest = 0, 1
+    while at < len(units):
+        end = _end_of_run(run, units, at, min(runs.end_of_run(at), at + longest))
+        stop = at
+        if end > at:
+            stop = runs.place(at, end)
+            placements = runs.placements(at, stop)
+            run.placements += placements
+            run.trace.order.update(dict.fromkeys([p.uid for p in placements]))
+            if stop == end:
+                at, longest = stop, 2 * longest
+                continue
+        run.trace.order.setdefault(units[stop].job.uid)
+        _serve(run, units[stop])
+        at, longest = stop + 1, 1 if stop < end else longest
+
+
+def _end_of_run(run: _Pass, units: Sequence[Unit], first: int, end: int) -> int:
+    """Return the first unit up to ``end`` that something in this pass makes particular."""
+    seen = (run.failed_asks, run.left_uids, run.board.claims, run.without_gang, run.heads, run.full)
+    if not any(seen):
+        return end
+    return next((at for at in range(first, end) if _needs_a_look(run, units[at])), end)
+
+
+def _needs_a_look(run: _Pass, unit: Unit) -> bool:
+    """Whether more than free room decides on a unit, as far as can be told quickly."""
+    spec, uid = unit.job.spec, unit.job.uid
+    if run.full.get(unit.kind) == run.board.num_given_back:
+        return True
+    if (spec.resources, spec.accelerator_type, len(unit.tasks)) in run.failed_asks or uid in run.left_uids:
+        return True
+    if run.heads and spec.max_duration_s:  # it may use what is kept for a head
+        return True
+    return uid in run.without_gang or _has_claim(run, unit)
 
 
 def _drop_idle_claims(run: _Pass, units: list[Unit]) -> None:
@@ -114,8 +177,12 @@ def _serve(run: _Pass, unit: Unit) -> None:
     shape = unit.shape() if run.gate is None else (*unit.shape(), *_standing(unit))
     known = run.failed_shapes.get(shape)
     if known is not None and not _has_claim(run, unit):
-        run.without_gang.update([] if unit.growth else [unit.job.uid])
-        _wait(run, unit, *known.reasons, detail=known.detail, behind=known.behind)
+        if not unit.growth:
+            run.without_gang.add(unit.job.uid)
+        if len(unit.tasks) == known.num_tasks == 1 and unit.job.uid not in run.trace.waiting:
+            run.trace.waiting[unit.job.uid] = known
+        else:
+            _wait(run, unit, *known.reasons, detail=known.detail, behind=known.behind)
         return
     block = run.gate.check(unit.job, unit.indices, unit.growth) if run.gate is not None else None
     if block is not None:
@@ -129,12 +196,18 @@ def _serve(run: _Pass, unit: Unit) -> None:
     waiting = _explain_wait(run, unit)
     _wait(run, unit, *waiting.reasons, detail=waiting.detail, behind=waiting.behind)
     # Nothing becomes free during a pass, so the same shape fails again: do not ask twice.
-    run.failed_shapes[shape] = waiting
+    _note_failed(run, unit, shape, waiting)
     # What could not start on an empty cell gets no place kept: it would starve all others in vain.
     if unit.demanded and not _IN_VAIN & {*waiting.reasons}:
         first_s = min((start_s for _, start_s in run.heads), default=0.0)
         start_s = reserve(run.board, unit.job, unit.indices, _releases(run), first_s)
         run.heads.append((unit.job, start_s))
+
+
+def _note_failed(run: _Pass, unit: Unit, shape: tuple[object, ...], waiting: Waiting) -> None:
+    run.failed_shapes[shape] = waiting
+    spec = unit.job.spec
+    run.failed_asks.add((spec.resources, spec.accelerator_type, len(unit.tasks)))
 
 
 def _releases(run: _Pass) -> list[Release]:
@@ -168,13 +241,18 @@ def _wait_for_quota(run: _Pass, unit: Unit, block: Block, shape: tuple[object, .
     if unit.demanded and (given or _has_claim(run, unit)) and _preempt(run, unit):
         return
     _wait(run, unit, Reason.WAITING_FOR_QUOTA, detail=text)
-    run.failed_shapes[shape] = Waiting((Reason.WAITING_FOR_QUOTA,), text)
+    _note_failed(run, unit, shape, Waiting((Reason.WAITING_FOR_QUOTA,), text))
     if unit.demanded and run.gate is not None:
         run.gate.hold(unit.job, unit.indices)
 
 
 def _has_claim(run: _Pass, unit: Unit) -> bool:
-    return bool(run.board.claims) and any(key in run.board.claims for key in unit.task_keys())
+    claims = run.board.claims
+    if not claims:
+        return False
+    if len(unit.tasks) == 1:
+        return (unit.job.uid, unit.tasks[0].index) in claims
+    return any(key in claims for key in unit.task_keys())
 
 
 def _is_claimed(run: _Pass, unit: Unit) -> bool:
@@ -184,16 +262,24 @@ def _is_claimed(run: _Pass, unit: Unit) -> bool:
 
 def _fit_now(run: _Pass, unit: Unit) -> list[Spot] | None:
     """Return a spot for each task in what is free now and kept for nobody else."""
-    if run.cache is None or _has_claim(run, unit) or _is_particular(unit):
+    if _has_claim(run, unit):
+        spot = None
+        if len(unit.tasks) == 1 and not _is_particular(unit):
+            spot = run.board.claimed_spot(unit.job, unit.tasks[0].index)
+        return [spot] if spot is not None else _fit(run, unit)
+    if run.cache is None or _is_particular(unit):
         return _fit(run, unit)
-    return run.cache.fit(unit.job, unit.indices)
+    if unit.kind >= 0 and run.full.get(unit.kind) == run.board.num_given_back:
+        return None
+    spots = run.cache.fit(unit.job, unit.indices)
+    if spots is None and unit.kind >= 0:
+        run.full[unit.kind] = run.board.num_given_back
+    return spots
 
 
 def _is_particular(unit: Unit) -> bool:
     """Whether rows are better or worse for it than packing says, which the score cache does not know."""
-    spec = unit.job.spec
-    wishes = spec.sizes or spec.prefer or spec.data or spec.topology is not None or spec.spread is not None
-    return bool(wishes) or any(t.avoid for t in unit.tasks)
+    return has_wishes(unit.job.spec) or any(t.avoid for t in unit.tasks)
 
 
 def _fit(run: _Pass, unit: Unit, future: bool = False, ignore_reserved: bool = False) -> list[Spot] | None:
@@ -257,7 +343,7 @@ def _preempt(run: _Pass, unit: Unit) -> bool:
 def _find_victims(run: _Pass, unit: Unit) -> Victims | None:
     """Return who leaves for a unit: of one task row by row where that decides, else over the whole cell."""
     band, now_s = unit.job.spec.priority.band, run.snapshot.now_s
-    if len(unit.tasks) == 1 and run.by_row:
+    if len(unit.tasks) == 1 and run.options.by_row:
         rows = run.rows.get(band)
         if rows is None:
             lower = [job for b in Band if b < band for job in _runners(run)[b].values()]
@@ -321,18 +407,26 @@ def _note_left(run: _Pass, victims: Victims) -> None:
     """Bring what could give way up to date with who was told to leave just now."""
     for uid in dict.fromkeys(job.uid for job, _ in victims.tasks):
         job = next(job for job, _ in victims.tasks if job.uid == uid)
-        gone = {task.index for other, task in victims.tasks if other.uid == uid}
-        tasks = tuple(replace(t, leaving=True) if t.index in gone else t for t in job.tasks)
-        spare = job.spare_disruptions
-        if spare is not None:
-            spare -= len(gone)
-        if run.runners is not None:
-            fresh = replace(job, tasks=tasks, spare_disruptions=spare)
+        gone = {task.index: task.machine for other, task in victims.tasks if other.uid == uid}
+        fresh = _without(job, gone)
+        if run.runners is not None and fresh is not None:
             run.runners[job.spec.priority.band][uid] = fresh
-            machines = [t.machine for t in job.tasks if t.index in gone]
-            for band, rows in run.rows.items():
-                if job.spec.priority.band < band:
-                    rows.update(fresh, machines)
+        elif run.runners is not None:
+            run.runners[job.spec.priority.band].pop(uid, None)
+        for band, rows in run.rows.items():
+            if job.spec.priority.band < band:
+                rows.update(uid, fresh, gone.values())
+
+
+def _without(job: JobView, gone: Container[int]) -> JobView | None:
+    """Return a job some of whose tasks were told to leave; None: no other could give way."""
+    if not any(t.machine and not t.leaving and t.index not in gone for t in job.tasks):
+        return None
+    tasks = tuple([replace(t, leaving=True) if t.index in gone else t for t in job.tasks])
+    spare = job.spare_disruptions
+    if spare is not None:
+        spare -= sum(t.index in gone for t in tasks)
+    return replace(job, tasks=tasks, spare_disruptions=spare)
 
 
 def _wait(run: _Pass, unit: Unit, *reasons: Reason, detail: str, behind: str = "") -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tidecell.scheduler.snapshot import JobView, PlanTrace, TaskView, Waiting
-from tidecell.structs.job import Reason
+from tidecell.structs.job import Reason, Replicas
+
+ONE = Replicas(1, 1)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: a pass makes thousands
 class Unit:
     """Tasks of one job that are placed together.
 
     Attributes:
+        kind: A number that units share which ask for the same in the same places; -1: it has none.
         demanded: It may preempt and reserve; growth of an elastic job only fills what is spare.
     """
 
@@ -20,6 +23,7 @@ class Unit:
     tasks: tuple[TaskView, ...]
     growth: bool
     demanded: bool
+    kind: int = -1
 
     @property
     def indices(self) -> list[int]:
@@ -66,11 +70,13 @@ def units_of(job: JobView, now_s: float, trace: PlanTrace) -> list[Unit]:
     pending = [t for t in job.tasks if t.pending]
     if not pending:
         return []
-    barred = why_barred(job, now_s)
-    if barred:
+    if job.held or job.begin_s > now_s or job.blocked_by:
+        barred = why_barred(job, now_s)
         detail = "; ".join(barred.values())
         trace.waiting[job.uid] = Waiting(tuple(barred), detail, len(pending))
         return []
+    if len(job.tasks) == 1 and job.spec.replicas == ONE and job.desired == 1 and not pending[0].not_before_s:
+        return [Unit(job, job.tasks, growth=False, demanded=True)]  # most jobs of a large cell are such
     ready = [t for t in pending if t.not_before_s <= now_s]
     if len(ready) < len(pending):
         at = min(t.not_before_s for t in pending if t.not_before_s > now_s)

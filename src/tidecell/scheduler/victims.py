@@ -18,7 +18,7 @@ import numpy as np
 
 from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.feasibility import PlacementClass, choose_devices
-from tidecell.scheduler.fleet import CPU, MEMORY, Ints
+from tidecell.scheduler.fleet import CPU, MEMORY
 from tidecell.scheduler.groups import Group, groups_of
 from tidecell.scheduler.snapshot import JobView
 from tidecell.structs.resources import GPU, Resources
@@ -63,20 +63,23 @@ class RowVictims:
         for row in touched:
             self._groups[row].sort(key=lambda pair: pair[0])
 
-    def update(self, job: JobView, machines: Iterable[str]) -> None:
-        """Take in that some of a job's tasks were told to leave these machines."""
-        known, at = self._rows_of.pop(job.uid, set()), self._board.fleet.rows
+    def update(self, uid: str, job: JobView | None, machines: Iterable[str]) -> None:
+        """Take in that some of a job's tasks were told to leave these machines; None: all of them were."""
+        known, at = self._rows_of.pop(uid, set()), self._board.fleet.rows
         rows = known | {at[name] for name in machines if name in at}
         for row in known:
-            self._groups[row] = [pair for pair in self._groups[row] if pair[1].job.uid != job.uid]
-        for row in self._enter(job) | rows:
+            self._groups[row] = [pair for pair in self._groups[row] if pair[1].job.uid != uid]
+        for row in rows if job is None else self._enter(job) | rows:
             self._groups.setdefault(row, []).sort(key=lambda pair: pair[0])
             self._changed.append(row)
 
     def _enter(self, job: JobView) -> set[int]:
         """Note what of a job could leave; return the rows that it is on."""
         groups = groups_of(job, self._now_s)
-        single = all(len(g.tasks) == 1 for g in groups) and not (len(groups) > 1 and groups[-1].whole)
+        if not groups:
+            return set()
+        single = len(groups) == 1 and len(groups[0].tasks) == 1
+        single = single or (all(len(g.tasks) == 1 for g in groups) and not groups[-1].whole)
         rows: set[int] = set()
         for place, group in enumerate(groups):
             rank = (group.cost(), place)
@@ -101,8 +104,7 @@ class RowVictims:
         rank, row, _ = kind.heap[0]
         if rank == NOBODY or (self._others is not None and rank > self._others):
             return None
-        chosen = [pair[1] for pair in self._groups[row] if pair[0] <= rank]
-        chosen = self._trim(kind, row, chosen)
+        chosen = self._trim(kind, row, [pair for pair in self._groups[row] if pair[0] <= rank])
         columns = _Freed.of(self._board, row, chosen).devices(kind)
         accelerators = self._board.fleet.specs[row].accelerators
         return Found(tuple(chosen), Spot(row, 0, tuple(accelerators[c].index for c in columns)))
@@ -140,45 +142,62 @@ class RowVictims:
                 return rank
         return None
 
-    def _trim(self, kind: _Kind, row: int, chosen: list[Group]) -> list[Group]:
+    def _trim(self, kind: _Kind, row: int, chosen: list[tuple[Rank, Group]]) -> list[Group]:
         """Drop whoever is not needed, the dearest first."""
-        kept = list(chosen)
-        for group in sorted(chosen, key=Group.cost, reverse=True):
-            rest = [g for g in kept if g is not group]
-            if _Freed.of(self._board, row, rest).fits(kind):
-                kept = rest
+        kept = [group for _, group in chosen]
+        freed = _Freed.of(self._board, row, kept)
+        for _, group in sorted(chosen, key=lambda pair: pair[0][0], reverse=True):
+            freed.add(group, -1)
+            if freed.fits(kind):
+                kept.remove(group)
+            else:
+                freed.add(group)
         return kept
 
 
 @dataclass
 class _Freed:
-    """What some victims on one row would free, and with it what a beneficiary could use there."""
+    """What some victims on one row would free, and with it what a beneficiary could use there.
+
+    Attributes:
+        now_R: What is free there now.
+        free_R: What is given back of cpu and memory.
+        gpu_G: What is given back of each device.
+    """
 
     board: Board
     row: int
-    free_R: Ints
-    gpu_G: Ints
+    now_R: list[int]
+    free_R: list[int]
+    gpu_G: list[int]
 
     @classmethod
     def of(cls, board: Board, row: int, groups: Sequence[Group]) -> _Freed:
         fleet = board.fleet
-        freed = cls(board, row, fleet.leaving_NR[row].copy(), fleet.gpu_leaving_NG[row].copy())
+        now_R, free_R = board.free.free_NR[row].tolist(), fleet.leaving_NR[row].tolist()
+        freed = cls(board, row, now_R, free_R, fleet.gpu_leaving_NG[row].tolist())
         for group in groups:
             freed.add(group)
         return freed
 
-    def add(self, group: Group) -> None:
+    def add(self, group: Group, sign: int = 1) -> None:
         at = self.board.fleet.accelerator_at[self.row]
         for task in group.tasks:
-            self.free_R[CPU] += task.resources.cpu_millis
-            self.free_R[MEMORY] += task.resources.memory_bytes
-            each = min(GPU, task.resources.gpu_millis)
+            self.free_R[CPU] += sign * task.resources.cpu_millis
+            self.free_R[MEMORY] += sign * task.resources.memory_bytes
+            each = sign * min(GPU, task.resources.gpu_millis)
             for device in task.accelerators:
                 self.gpu_G[at[device]] += each
 
     def fits(self, kind: _Kind) -> bool:
         """Return whether one more of a kind fits then."""
-        want = kind.request
+        want, (cpu, memory) = kind.request, self.free_R
+        if want.cpu_millis > self.now_R[CPU] + cpu and want.cpu_millis:
+            return False  # without a look at what is kept for heads and at devices
+        if want.memory_bytes > self.now_R[MEMORY] + memory and want.memory_bytes:
+            return False
+        if self.board.reserved is None and not want.gpu_millis:
+            return True
         free_R, gpu_G = self.board.row_room(self.row, self.free_R, self.gpu_G)
         if want.cpu_millis and free_R[CPU] < want.cpu_millis:
             return False
@@ -190,7 +209,7 @@ class _Freed:
         """Return the columns of the devices that one more of a kind would get."""
         return self._choose(kind, self.board.row_room(self.row, self.free_R, self.gpu_G)[1])
 
-    def _choose(self, kind: _Kind, gpu_G: Ints) -> list[int]:
+    def _choose(self, kind: _Kind, gpu_G: Sequence[int]) -> list[int]:
         typed_G = None if kind.where.typed_NG is None else kind.where.typed_NG[self.row]
         return choose_devices(gpu_G, typed_G, kind.request.gpu_millis)
 

@@ -10,6 +10,7 @@ from cell_harness import Cell, job_spec, service_spec
 from msgspec.structs import replace
 
 from tidecell.scheduler.board import Board
+from tidecell.scheduler.options import Options
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import TaskView, Waiting
 from tidecell.structs.job import Band, Reason, Retry, RetryOn, Shape
@@ -285,7 +286,7 @@ def test_no_device_of_another_type_is_ever_given(asked: str, share: float, cache
             for j in snapshot.jobs
         ),
     )
-    plan, _ = schedule(bare, cached=cached)
+    plan, _ = schedule(bare, options=Options(cached=cached))
     types = {m.name: [a.type for a in m.accelerators] for m in bare.machines}
     given = [types[p.machine][device] for p in plan.placements for device in p.accelerators]
     assert given
