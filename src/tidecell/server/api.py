@@ -185,7 +185,8 @@ class Api:
         places, brief = queue_places(state, trace), _flag(request, "brief")
         passing = (job for job in jobs if passes(job.spec.labels, tests))
         found, total = wanted.page(state, passing, trace, places)
-        return _json({"items": [self.status(job, places, brief) for job in found], "total": total})
+        shown = [self.status(job, places, brief) for job in found]
+        return _json({"items": shown, "total": total} if wanted.limit else {"items": shown})
 
     async def submit(self, request: Request) -> Response:
         spec = owned_by_asker(await read_body(request, JobSpec), asker(request))

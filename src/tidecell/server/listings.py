@@ -264,7 +264,7 @@ SELECTION_QUERY = (
     ("team", "string", "only of this team"),
     ("band", "string", "only of this band"),
     ("text", "string", "only with this in the name"),
-    ("limit", "integer", f"a page of so many, at most {MAX_PAGE}; live ones first, then the newest"),
+    ("limit", "integer", f"a page of at most {MAX_PAGE}, live ones first, then the newest; with ``total``"),
     ("offset", "integer", "the page begins after so many"),
     ("brief", "boolean", "without their tasks"),
 )
