@@ -39,3 +39,8 @@ export const clock = (at_s, withSeconds = true) =>
 export const replicas = (r) => (r.min === r.max ? `${r.min}` : `${r.min}..${r.max}`);
 
 export const plural = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+
+export const day = (at_s) => new Date(at_s * 1000).toLocaleDateString("sv-SE");
+
+// A moment in the past or to come, in words.
+export const ago = (at_s, nowS) => (at_s > nowS ? `in ${duration(at_s - nowS)}` : `${duration(nowS - at_s)} ago`);
