@@ -6,7 +6,10 @@ command line, Python and the console ask here.
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -30,26 +33,35 @@ from tidecell.server.views import schedule_why
 from tidecell.structs.errors import RefusedError
 from tidecell.structs.job import JobSpec
 
+View = TypeVar("View", WhyView, PlanView)
+
 
 class QuestionsApi:
     """The handlers, over one control plane."""
 
     def __init__(self, control: ControlPlane) -> None:
         self._control = control
+        self._one_at_a_time = asyncio.Lock()
+
+    async def _ask(self, question: Callable[[], View]) -> View:
+        """Put a question to the scheduler in a thread, so that the cell goes on; one after another."""
+        async with self._one_at_a_time:
+            return await asyncio.to_thread(question)
 
     async def why(self, request: Request) -> Response:
         job = find_job(self._control, request)
-        now_s = time.time()
+        now_s, seq = time.time(), self._control.state.seq
         if job.live and job.spec.schedule is not None:
             view = schedule_why(job, now_s)
         elif job.live:
             state = self._control.state
-            view = explain_why(take_snapshot(state, now_s), job.uid, now_s, history=history_of(state, now_s))
+            snapshot, history = take_snapshot(state, now_s), history_of(state, now_s)
+            view = await self._ask(lambda: explain_why(snapshot, job.uid, now_s, history=history))
         else:
             view = WhyView(
                 job.spec.name, job.uid, job.state, job.finished_s, message=job.message or "it is over"
             )
-        return _json(replace(view, seq=self._control.state.seq))
+        return _json(replace(view, seq=seq))
 
     async def plan(self, request: Request) -> Response:
         specs = await self._planned_specs(request)
@@ -61,9 +73,9 @@ class QuestionsApi:
             else:
                 changes.append(f"create {spec.name}")
                 fresh.append(spec)
-        snapshot = take_snapshot(self._control.state, time.time())
-        view = explain_plan(snapshot, fresh, tuple(changes))
-        return _json(replace(view, seq=self._control.state.seq))
+        snapshot, seq = take_snapshot(self._control.state, time.time()), self._control.state.seq
+        view = await self._ask(lambda: explain_plan(snapshot, fresh, tuple(changes)))
+        return _json(replace(view, seq=seq))
 
     async def _planned_specs(self, request: Request) -> list[JobSpec]:
         """Specs as the client checked them, or a YAML text as a person wrote it."""

@@ -41,7 +41,7 @@ export const schedules = {
 };
 
 function next(s, nowS) {
-  const owed = s.due?.length ? sub(`${plural(s.due.length, "firing")} wait for the run before: since ${moment(s.due[0], nowS)}`) : null;
+  const owed = s.due?.length ? sub(`${plural(s.due.length, "firing")} to make up once the run before is over, from ${moment(s.due[0], nowS)} on`) : null;
   if (s.stopping) return "it is stopping";
   if (s.held) return [h("span", { class: "reason" }, "OnHold"), "does not fire until it is released", owed];
   const [first, ...later] = s.next ?? [];

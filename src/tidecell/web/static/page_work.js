@@ -6,6 +6,7 @@ import { bandMark, cell, choice, command, field, filters, head, num, openButton,
 import { whyParts } from "./why.js";
 
 const PAGE_SIZE = 50;
+const WHY_MS = 10000;
 const BANDS = [["", "any"], "monitoring", "production", "batch", "best-effort"];
 
 const listPath = (params, fixed) => {
@@ -25,8 +26,9 @@ export const queue = {
   still: 10000,
   async load({ get }, { params, local }) {
     const list = await get(listPath(params, { state: "waiting" }));
-    // An answer that is shown is kept true; one that is asked for anew costs the cell a look at the whole queue.
-    await Promise.all(list.items.filter((j) => local.open?.has(j.uid)).map((j) => askWhy(get, j.uid, local)));
+    // An answer costs the cell a look at the whole queue for each thing it tries, so it is kept for a while.
+    const old = (uid) => local.open?.has(uid) && !(performance.now() - local.open.get(uid).askedMs < WHY_MS);
+    await Promise.all(list.items.filter((j) => old(j.uid)).map((j) => askWhy(get, j.uid, local)));
     return list;
   },
   view(list, ctx) {
@@ -41,12 +43,15 @@ export const queue = {
 };
 
 async function askWhy(get, uid, local) {
+  const askedMs = performance.now();
+  const answer = { askedMs };
   try {
-    local.open.set(uid, { why: await get(`/v1/jobs/${encodeURIComponent(uid)}/why`) });
+    answer.why = await get(`/v1/jobs/${encodeURIComponent(uid)}/why`, 30000);
   } catch (error) {
     if (error.status === undefined || error.status === 401) throw error;
-    local.open.set(uid, { error: error.message });
+    answer.error = error.message;
   }
+  if (local.open.has(uid)) local.open.set(uid, answer);
 }
 
 function queueRows(job, ctx) {
@@ -175,7 +180,10 @@ const PHASES = { canary: "◔ canary", rolling: "◑ rolling", halted: "✕ halt
 export const updateText = (update) =>
   [h("span", { class: update.phase === "halted" ? "bad" : "" }, PHASES[update.phase] ?? update.phase), ` to version ${update.version}: ${update.healthy} healthy, ${update.old} old`];
 
-export const budgetText = (d) => `${d.down} of ${d.max_unavailable} away, ${d.spare > 0 ? `${d.spare} more may go` : d.spare < 0 ? "more than allowed: failures count" : "none may go now"}`;
+export function budgetText({ max_unavailable, down = 0, spare = 0 }) {
+  const more = spare > 0 ? `${spare} more may go` : spare < 0 ? "more than allowed: failures count too" : "none may go now";
+  return `${down} away, at most ${max_unavailable}: ${more}`;
+}
 
 function versionsTable(list, histories, ctx) {
   const rows = list.map((job) => {

@@ -15,7 +15,7 @@ export function panelParts(uid, job) {
   const path = `/v1/jobs/${encodeURIComponent(uid)}`;
   return [
     ["job", 1000, 2000, path],
-    ["why", 3000, 15000, `${path}/why`],
+    ["why", 10000, 60000, `${path}/why`],
     ["history", 5000, 30000, `${path}/history`],
     ["events", 5000, 30000, `/v1/events?limit=30&job=${encodeURIComponent(job?.uid ?? uid)}`],
     ["logs", 3000, job?.running ? 3000 : 15000, job?.schedule || job?.kind === "alloc" ? null : `${path}/logs?tail=200`],
@@ -82,9 +82,9 @@ function versions(job, list, ctx) {
     h("tr", { key: v.number }, [
       head(`${v.number}`, v.current && sub("current")),
       cell(clock(v.at_s), sub(ago(v.at_s, ctx.nowS))),
-      wide((v.changes ?? []).map((line) => h("div", {}, line)), v.why && sub(v.why)),
+      wide((v.changes ?? []).map((line) => h("div", {}, line)), v.why && sub(v.why), !v.current && !job.finished_s && command(`tide rollback ${job.name} ${v.number}`, ctx)),
       cell(v.who ?? ""),
-      wide(v.stable ? "● healthy" : "◔ not proven", !v.current && !job.finished_s && command(`tide rollback ${job.name} ${v.number}`, ctx)),
+      cell(v.stable ? "● healthy" : "◔ not proven"),
     ]),
   );
   return section("Versions", plainTable("Versions", ["Version", "When", "Changes", "By", "State"], rows));

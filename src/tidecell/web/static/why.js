@@ -41,7 +41,7 @@ function expected(why, nowS) {
   const range = why.start_range;
   const at = (s) => (Math.abs(s - nowS) > 43200 ? `${day(s)} ${clock(s, false)}` : clock(s, false));
   return [
-    range && h("p", {}, h("b", {}, "otherwise about "), `${at(range.expected_s)} (${at(range.earliest_s)} to ${at(range.latest_s)}), if work goes on as similar work did`),
+    range && h("p", {}, h("b", {}, "otherwise about "), `${at(range.expected_s)}${at(range.earliest_s) === at(range.latest_s) ? "" : ` (${at(range.earliest_s)} to ${at(range.latest_s)})`}, if work goes on as similar work did`),
     why.expected_s > 0 && h("p", {}, h("b", {}, range ? "at the latest " : "otherwise at the latest "), `${at(why.expected_s)}, in ${duration(why.expected_s - nowS)}`, why.expected_why && `, ${why.expected_why}`),
     !range && !why.expected_s && why.reasons?.length > 0 && h("p", { class: "sub" }, "When it starts otherwise is not known."),
   ].filter(Boolean);
