@@ -142,6 +142,7 @@ function arrive(before) {
   render();
   if (before && before !== state.page.page) {
     document.getElementById("main")?.focus();
+    document.querySelector("nav.pages [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
     scrollTo(0, 0);
   }
   if (state.cell && !state.failures) refresh();

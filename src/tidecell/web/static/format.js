@@ -5,6 +5,9 @@ export const BANDS = ["monitoring", "production", "batch", "best-effort"];
 export const number = (value, digits = 0) =>
   (value ?? 0).toLocaleString("en", { maximumFractionDigits: digits });
 
+// With so many digits as tell it apart from 0: for sums that may be tiny.
+export const fine = (value) => (value ?? 0).toLocaleString("en", { maximumSignificantDigits: 3 });
+
 export const cores = (millis) => number((millis ?? 0) / 1000, 2);
 
 export function bytes(count) {

@@ -158,7 +158,7 @@ export function eventsTable(list, caption, ctx, { before, more, empty, full } = 
     h("tr", { key: e.seq }, [
       h("td", { class: "time" }, h("time", { datetime: new Date(e.at_s * 1000).toISOString() }, day(e.at_s) === today ? clock(e.at_s) : `${day(e.at_s)} ${clock(e.at_s)}`)),
       full && cell(e.type),
-      cell(e.job ? h("button", { type: "button", class: "link quiet", onclick: () => ctx.open(e.job), "aria-label": `Details of ${e.job}` }, e.job) : ""),
+      cell(e.job ? h("button", { type: "button", class: "link quiet", onclick: () => ctx.open(e.job), "aria-label": `Open run ${e.job}` }, e.job) : ""),
       full
         ? h("td", { class: "wide" }, h("details", {}, h("summary", {}, e.text || e.type), h("pre", {}, JSON.stringify(e.body ?? {}, null, 1))))
         : h("td", { class: "wide" }, e.text || e.type),

@@ -2,7 +2,7 @@
 
 import { card, choice, command, filters, head, num, plainTable, sub } from "./ui.js";
 import { h } from "./dom.js";
-import { clock, day, number } from "./format.js";
+import { clock, day, fine, number } from "./format.js";
 import { MEASURES, groupsOf, stepsOf, stackedBars, totalsOf } from "./usage_chart.js";
 
 // How far back, in steps of how long, and what `tide usage` calls the two.
@@ -70,17 +70,17 @@ function chart(data, measure, ctx) {
     move(to);
   };
   const when = `${day(step.at_s)} ${clock(step.at_s, data.everyS < 60)}`;
-  const said = groups.map((g) => `${g.name} ${number(step.values.get(g.name) ?? 0, 2)}`).join(", ");
+  const said = groups.map((g) => `${g.name} ${fine(step.values.get(g.name))}`).join(", ");
   return h("div", { class: "usage-body" }, [
     h("div", { id: "usage-chart", class: "usage-chart", role: "slider", tabindex: "0", "aria-label": "Step of the usage chart", "aria-valuemin": 0, "aria-valuemax": steps.length - 1, "aria-valuenow": at, "aria-valuetext": `${when}: ${said}`, onpointermove: pointed, onpointerdown: pointed, onkeydown: key },
       ctx.width > 0 && stackedBars({ steps, groups, measure: m, at, width: ctx.width, everyS: data.everyS })),
     h("div", { class: "readout" }, [
       h("p", { class: "when" }, h("strong", {}, when), ` ${m.title}${unit(m, data)}`),
       h("dl", {}, [
-        groups.map((g) => h("div", { key: g.name }, h("dt", {}, h("span", { class: `swatch cat-${g.color}`, "aria-hidden": "true" }), g.name), h("dd", {}, number(step.values.get(g.name) ?? 0, 3)))),
+        groups.map((g) => h("div", { key: g.name }, h("dt", {}, h("span", { class: `swatch cat-${g.color}`, "aria-hidden": "true" }), g.name), h("dd", {}, fine(step.values.get(g.name))))),
         m.lines && [
-          h("div", { key: "/asked" }, h("dt", {}, h("span", { class: "swatch limit", "aria-hidden": "true" }), "all asked for"), h("dd", {}, number(step.requested, 3))),
-          h("div", { key: "/used" }, h("dt", {}, h("span", { class: "swatch used", "aria-hidden": "true" }), "all really used"), h("dd", {}, number(step.used, 3))),
+          h("div", { key: "/asked" }, h("dt", {}, h("span", { class: "swatch limit", "aria-hidden": "true" }), "all asked for"), h("dd", {}, fine(step.requested))),
+          h("div", { key: "/used" }, h("dt", {}, h("span", { class: "swatch used", "aria-hidden": "true" }), "all really used"), h("dd", {}, fine(step.used))),
         ],
       ]),
     ]),
@@ -94,14 +94,14 @@ function totals(data, ctx) {
   const rows = totalsOf(data.rows, names).map((r) =>
     h("tr", { key: r.key }, [
       head(r.name),
-      num(number(r.requested, 3)),
-      num(number(r.cpu, 3)),
-      num(number(r.used, 3), r.cpu > 0 && sub(`${Math.round((100 * r.used) / r.cpu)} %`)),
-      num(number(r.gpu, 3), r.gpu > 0 && sub(r.gpuText)),
-      num(number(r.memory, 3)),
-      num(number(r.waited, 3)),
+      num(fine(r.requested)),
+      num(fine(r.cpu)),
+      num(fine(r.used), r.cpu > 0 && sub(`${Math.round((100 * r.used) / r.cpu)} %`)),
+      num(fine(r.gpu), r.gpu > 0 && sub(r.gpuText)),
+      num(fine(r.memory)),
+      num(fine(r.waited)),
       num(`${number(r.starts)} / ${number(r.preemptions)}`),
-      num(r.cost ? `${number(r.cost, 2)} ${data.currency}` : "–"),
+      num(r.cost ? `${fine(r.cost)} ${data.currency ?? ""}` : "–"),
     ]),
   );
   const heads = [names.join(", "), ">Asked cpu-h", ">Reserved cpu-h", ">Used cpu-h", ">gpu-h", ">GiB-h", ">Waited h", ">Starts / preempted", ">Cost"];

@@ -10,7 +10,8 @@ function upDown(name, up, silent) {
   return h("span", { class: `pill ${word}` }, h("span", { "aria-hidden": "true" }, mark), ` ${name} ${word}`);
 }
 
-const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
+const fact = (name, value, more = {}) => h("div", more, h("dt", {}, name), h("dd", {}, value));
+const LESS = { "data-less": "" }; // not on a phone
 
 export function header({ cell, machines, me, silent, nowS }) {
   const up = (machines ?? []).filter((m) => m.up);
@@ -22,11 +23,11 @@ export function header({ cell, machines, me, silent, nowS }) {
       h("div", { class: "pills" }, upDown("agent", cell.agent_up, silent), upDown("router", cell.router_up, silent)),
       h("dl", { class: "facts" }, [
         machines && fact("capacity", [`${cores(sum("cpu_millis"))} cores · ${bytes(sum("memory_bytes"))}`, gpus > 0 && ` · ${plural(gpus, "accelerator")}`]),
-        fact("epoch", number(cell.epoch)),
+        fact("epoch", number(cell.epoch), LESS),
         !silent && fact("up for", duration(nowS - cell.started_s)),
         fact("router", cell.router_url),
-        fact("home", h("span", { title: cell.home }, cell.home)),
-        fact("version", cell.version),
+        fact("home", h("span", { title: cell.home }, cell.home), LESS),
+        fact("version", cell.version, LESS),
         me && fact("you", `${me.name}, ${me.role}${me.team ? ` of ${me.team}` : ""}`),
       ]),
     ],

@@ -1,7 +1,7 @@
 // Usage as stacked bars, one for each step of time; the numbers are those of /v1/usage. SVG.
 
 import { h } from "./dom.js";
-import { clock, day, number } from "./format.js";
+import { clock, day, fine, number } from "./format.js";
 import { ticks } from "./chart.js";
 
 const LEFT = 50;
@@ -70,7 +70,7 @@ export function totalsOf(rows, by) {
     sum.starts += row.starts ?? 0;
     sum.preemptions += row.preemptions ?? 0;
     sum.cost += row.cost ?? 0;
-    sum.gpuText = Object.entries(sum.types).map(([kind, hours]) => `${number(hours, 2)} ${kind || "any"}`).join(", ");
+    sum.gpuText = Object.entries(sum.types).map(([kind, hours]) => `${fine(hours)} ${kind || "any"}`).join(", ");
   }
   return [...found.values()].sort((a, b) => b.cost - a.cost || b.gpu - a.gpu || b.cpu - a.cpu || (a.name < b.name ? -1 : 1));
 }
@@ -88,7 +88,7 @@ export function stackedBars({ steps, groups, measure, at, width, everyS }) {
     h("rect", { key: "at", class: "step-at", x: x(at).toFixed(1), y: TOP, width: Math.max(1, room).toFixed(1), height: HEIGHT }),
     marks.map((v) => [
       h("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(v), y2: y(v) }),
-      h("text", { class: "tick", x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, number(v, most < 0.05 ? 4 : most < 5 ? 2 : 1)),
+      h("text", { class: "tick", x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, fine(v)),
     ]),
     groups.map((group, n) =>
       h("path", { key: `bars-${n}`, class: `cat-${group.color}`, "data-group": group.name, d: bars(steps, groups.slice(0, n), group, x, y, room - gap) })),
