@@ -51,6 +51,13 @@ class Tab:
         self.page.goto(f"{self.server.url}#/{page}")
         return self.page
 
+    def turn_to(self, page: str) -> Page:
+        """Go to another page of the open console, and wait until it is there."""
+        self.page.goto(f"{self.server.url}#/{page}")
+        expect(self.page.locator(f'nav.pages a[href="#/{page}"][aria-current]')).to_be_visible()
+        expect(self.page.get_by_role("main")).not_to_contain_text("Asking the cell")
+        return self.page
+
     def card(self, name: str) -> sync_api.Locator:
         return self.page.get_by_role("region", name=name, exact=True)
 
