@@ -308,6 +308,7 @@ class FakeCell:
         more_jobs: Jobs beside the usual ones.
         done: Changes that were asked for: method, path, body.
         seq: Number of the newest event.
+        started_s: When the control plane started.
     """
 
     idle: bool = False
@@ -319,6 +320,7 @@ class FakeCell:
     asked: list[str] = field(default_factory=list)
     done: list[tuple[str, str, bytes]] = field(default_factory=list)
     seq: int = 812
+    started_s: float = field(default_factory=lambda: time.time() - 400)
 
     def answer(self, request: Request) -> object:
         """Return what the API says at a path, or None: no such thing."""
@@ -329,7 +331,7 @@ class FakeCell:
             "/v1/cell": v.CellStatus(
                 "0.1.0",
                 3,
-                now_s - 400,
+                self.started_s,
                 "/home/ana/.tidecell",
                 "http://127.0.0.1:7070",
                 "http://127.0.0.1:8080",

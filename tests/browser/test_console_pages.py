@@ -91,7 +91,7 @@ def test_usage_is_stacked_over_time_by_group_with_totals_and_cost(tab: Tab) -> N
     slider.focus()
     page.keyboard.press("ArrowLeft")
     expect(slider).to_have_attribute("aria-valuetext", re.compile(r"vision 3, speech 1$"))
-    page.get_by_label("By", exact=True).select_option("job")
+    page.get_by_role("combobox", name="By", exact=True).select_option("job")
     expect(card.locator("path[data-group=a-vision]")).to_have_count(1)
     assert page.url.endswith("window=1h&by=job&measure=cpu")
     asked = [path for path in tab.cell.asked if path.startswith("/v1/usage")]
@@ -217,11 +217,11 @@ def test_only_those_who_may_are_offered_to_change_something(
     page = tab.visit("jobs?details=eval-sweep.1")  # of team vision
     panel = page.get_by_role("complementary", name="Details of eval-sweep")
     expect(panel).to_contain_text("WaitingForCapacity")
-    expect(panel.get_by_role("button", name="Stop")).to_have_count(mine)
+    expect(panel.get_by_role("button", name="Stop", exact=True)).to_have_count(mine)
     page.goto(f"{tab.server.url}#/jobs?details=pretrain.1")  # of no team
     panel = page.get_by_role("complementary", name="Details of pretrain")
     expect(panel).to_contain_text("PREEMPTED by chat")
-    expect(panel.get_by_role("button", name="Stop")).to_have_count(others)
+    expect(panel.get_by_role("button", name="Stop", exact=True)).to_have_count(others)
 
 
 # ------------------------------------------------------------------------ hostile, large, away
