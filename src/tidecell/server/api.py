@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 from tidecell import __version__
 from tidecell.cell.state import Job
 from tidecell.client.schema import parse_priority
+from tidecell.client.units import UnitError
 from tidecell.client.views import (
     CellStatus,
     JobStatus,
@@ -294,8 +295,8 @@ class Api:
 def _priority(asked: Priority | str | None) -> Priority | None:
     try:
         return parse_priority(asked) if isinstance(asked, str) else asked
-    except ValueError as error:
-        raise RefusedError(f"priority {asked!r}: {error}", "write a band, or batch+5") from error
+    except UnitError as error:
+        raise RefusedError(error.message, "write a band, or a band and a number: batch+5") from error
 
 
 def _log_line(chunk: LogChunk) -> bytes:

@@ -75,7 +75,7 @@ class Selection(msgspec.Struct, frozen=True):
         limit, offset = _count(request, "limit"), _count(request, "offset")
         if limit > MAX_PAGE:
             raise RefusedError(
-                f"limit={limit} is too many at once", f"at most {MAX_PAGE}; the rest by offset"
+                f"limit={limit} is too large a page", f"at most {MAX_PAGE}; the rest by offset"
             )
         return cls(
             **words, team=query.get("team", ""), text=query.get("text", ""), limit=limit, offset=offset

@@ -14,7 +14,7 @@ export function whyParts(why, ctx) {
     why.needs && h("p", {}, h("b", {}, "needs "), why.needs),
     why.free_now && h("p", {}, h("b", {}, "free now "), why.free_now),
     why.holders?.length && [h("h4", {}, "Held by"), h("ul", { class: "holders" }, why.holders.map((x) => holder(x, nowS)))],
-    why.fixes?.length && fixes("It would start now if", why.fixes, "fixes", ctx),
+    why.fixes?.length && fixes(runs(why) ? "One more would start now if" : "It would start now if", why.fixes, "fixes", ctx),
     why.no_help?.length && fixes("Would not help", why.no_help, "no-help", ctx),
     expected(why, nowS),
   ].filter(Boolean);
@@ -22,6 +22,8 @@ export function whyParts(why, ctx) {
   if (!parts.length) parts.push(h("p", { class: "none" }, rests ? "Nothing holds it back." : "The cell gives no reason."));
   return [parts, why.seq > 0 && h("p", { class: "sub" }, `Asked of the cell as it was at event ${why.seq}.`)];
 }
+
+const runs = (why) => ["STARTING", "RUNNING", "RESIZING"].includes(why.state);
 
 const place = (why) =>
   `${why.position} of ${why.num_waiting || why.position} that wait${why.team ? `, ${why.team_position} of team ${why.team}` : ""}`;
