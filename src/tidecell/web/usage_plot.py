@@ -12,6 +12,7 @@ from typing import Any
 
 from tidecell.client.account_views import UsageRow, UsageView
 from tidecell.structs.errors import TidecellError
+from tidecell.web.figure import load_matplotlib
 
 WIDTH_PX, HEIGHT_PX, DPI = 1400, 700, 140
 COLORS = ("#3d87c0", "#e5893c", "#2e9b77", "#b46a97", "#9a9a35", "#7fb6d9", "#c9564b")
@@ -77,7 +78,8 @@ def draw_usage(view: UsageView, by: Sequence[str], every_s: float, measure: str,
             f"there is nothing to draw: no {measure} in that time",
             f"choose a longer time, or another of {', '.join(MEASURES)} with --measure",
         )
-    figure = _figure()
+    _, figure_type = load_matplotlib("--plot needs matplotlib", "pip install 'tidecell[scale]', or use --csv")
+    figure = figure_type(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, facecolor="white")
     axis = figure.subplots()
     base = [0.0] * len(times)
     for (name, values), color in zip(groups, (*COLORS, OTHERS), strict=False):
@@ -106,19 +108,6 @@ def _outline(axis: Any, view: UsageView, every_s: float, times: Sequence[float])
             sum(read(r) for r in view.rows if round(r.at_s / every_s) == round(t / every_s)) for t in times
         ]
         axis.stairs(values, edges, color=INK, linewidth=1.3, linestyle=style, label=name)
-
-
-def _figure() -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TidecellError(
-            "--plot needs matplotlib, which is not installed", "pip install 'tidecell[scale]', or use --csv"
-        ) from error
-    figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)  # no display, no global state of pyplot
-    return figure
 
 
 def _furnish(axis: Any, times: Sequence[float], every_s: float, title: str, unit: str) -> None:
