@@ -25,6 +25,7 @@ MEASURES: Mapping[str, tuple[str, Callable[[UsageRow], float]]] = {
     "requested": ("Cores requested, cpu-hours", lambda r: r.requested_cpu_hours),
     "used": ("Cores used, cpu-hours", lambda r: r.used_cpu_hours),
     "gpu": ("Accelerators reserved, gpu-hours", lambda r: r.all_gpu_hours),
+    "requested-gpu": ("Accelerators requested, gpu-hours", lambda r: r.requested_gpu_hours),
     "memory": ("Memory reserved, GiB-hours", lambda r: r.memory_gib_hours),
     "waited": ("Waiting, hours", lambda r: r.waited_hours),
     "cost": ("Cost", lambda r: r.cost),

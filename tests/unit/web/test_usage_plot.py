@@ -41,12 +41,14 @@ def test_each_measure_reads_its_own_number() -> None:
         memory_gib_hours=2.0,
         gpu_hours={"H100": 3.0, "L4": 0.5},
         requested_cpu_hours=4.0,
+        requested_gpu_hours=8.0,
         used_cpu_hours=5.0,
         waited_hours=6.0,
         cost=7.0,
     )
     read = {name: value(row) for name, (_, value) in MEASURES.items()}
-    assert read == {"cpu": 1, "requested": 4, "used": 5, "gpu": 3.5, "memory": 2, "waited": 6, "cost": 7}
+    cores = {"cpu": 1, "requested": 4, "used": 5}
+    assert read == {**cores, "gpu": 3.5, "requested-gpu": 8, "memory": 2, "waited": 6, "cost": 7}
 
 
 def test_the_small_groups_beyond_seven_are_added_up() -> None:

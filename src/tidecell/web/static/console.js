@@ -18,6 +18,7 @@ import { usage } from "./page_usage.js";
 
 const EVERY_MS = 1000;
 const MAX_BACKOFF_MS = 8000;
+const PATIENT_MS = 30000; // the scheduler may have many things to try for an answer
 const PAGES = [overview, queue, jobs, services, sessions, schedules, allocs, machines, teams, usage, events, plan];
 
 const app = document.getElementById("app");
@@ -84,7 +85,7 @@ function refresh() {
   for (const [name, every, still, path] of panelParts(panel.uid, panel.parts.job)) {
     if (!path) continue;
     panel.slots[name] ??= newSlot();
-    fill(panel.slots[name], every, still, () => get(state.token, path), (data) => (panel.parts[name] = data), (error) => (panel.error = error));
+    fill(panel.slots[name], every, still, () => get(state.token, path, PATIENT_MS), (data) => (panel.parts[name] = data), (error) => (panel.error = error));
   }
   if (!state.machines && page !== overview) fill((state.machinesSlot ??= newSlot()), 60000, 60000, reader().machines);
 }
@@ -108,7 +109,9 @@ async function fill(slot, every, still, ask, take = () => {}, fail = () => {}) {
       take(slot.data);
       fail("");
     } catch (error) {
+      slot.stale = true; // asked again once the cell answers
       if (!(error instanceof ApiError) || error.status === 401 || error.status >= 500) throw error;
+      slot.stale = false;
       slot.error = error.message;
       fail(error.message);
     }

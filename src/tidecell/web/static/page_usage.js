@@ -97,7 +97,7 @@ function totals(data, ctx) {
       num(fine(r.requested)),
       num(fine(r.cpu)),
       num(fine(r.used), r.cpu > 0 && sub(`${Math.round((100 * r.used) / r.cpu)} %`)),
-      num(fine(r.gpu), r.gpu > 0 && sub(r.gpuText)),
+      num(fine(r.gpu), r.requestedGpu > 0 && sub(`of ${fine(r.requestedGpu)} asked for`), r.gpu > 0 && sub(r.gpuText)),
       num(fine(r.memory)),
       num(fine(r.waited)),
       num(`${number(r.starts)} / ${number(r.preemptions)}`),

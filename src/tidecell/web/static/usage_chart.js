@@ -20,6 +20,7 @@ export const MEASURES = {
   requested: { title: "requested cores", unit: "cpu-hours", value: (r) => r.requested_cpu_hours ?? 0, none: "No core was asked for in that time." },
   used: { title: "used cores", unit: "cpu-hours", value: (r) => r.used_cpu_hours ?? 0, none: "Nothing was measured in that time." },
   gpu: { title: "reserved accelerators", unit: "gpu-hours", value: gpuHours, none: "No accelerator was held in that time." },
+  "requested-gpu": { title: "requested accelerators", unit: "gpu-hours", value: (r) => r.requested_gpu_hours ?? 0, none: "No accelerator was asked for in that time." },
   memory: { title: "reserved memory", unit: "GiB-hours", value: (r) => r.memory_gib_hours ?? 0, none: "No memory was reserved in that time." },
   waited: { title: "waiting", unit: "hours", value: (r) => r.waited_hours ?? 0, none: "Nothing waited in that time." },
   cost: { title: "cost", unit: "cost", value: (r) => r.cost ?? 0, none: "Nothing cost anything: no prices are set. They stand in the file of tide quota apply." },
@@ -58,12 +59,13 @@ export function totalsOf(rows, by) {
   const found = new Map();
   for (const row of rows) {
     const name = nameOf(row, by);
-    const sum = found.get(name) ?? { key: name, name, requested: 0, cpu: 0, used: 0, gpu: 0, types: {}, memory: 0, waited: 0, starts: 0, preemptions: 0, cost: 0 };
+    const sum = found.get(name) ?? { key: name, name, requested: 0, cpu: 0, used: 0, gpu: 0, requestedGpu: 0, types: {}, memory: 0, waited: 0, starts: 0, preemptions: 0, cost: 0 };
     found.set(name, sum);
     sum.requested += row.requested_cpu_hours ?? 0;
     sum.cpu += row.cpu_hours ?? 0;
     sum.used += row.used_cpu_hours ?? 0;
     sum.gpu += gpuHours(row);
+    sum.requestedGpu += row.requested_gpu_hours ?? 0;
     for (const [kind, hours] of Object.entries(row.gpu_hours ?? {})) sum.types[kind] = (sum.types[kind] ?? 0) + hours;
     sum.memory += row.memory_gib_hours ?? 0;
     sum.waited += row.waited_hours ?? 0;
