@@ -11,7 +11,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,8 +21,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from tidecell.client import listing_views as lv
 from tidecell.client import views as v
+from tidecell.client.account_views import UsageRow, UsageView
 from tidecell.client.quota_views import QuotaStatus
+from tidecell.server.known import unless_known
 from tidecell.structs.job import Reason, Replicas, TaskState
 from tidecell.structs.resources import Resources
 from tidecell.web.app import routes
@@ -104,6 +107,9 @@ def job_views(now_s: float) -> list[v.JobStatus]:
             models=("tide-chat",),
             endpoint="http://127.0.0.1:8080/v1",
             desired_why="0.4 ongoing requests per replica, target 4",
+            version=2,
+            update=v.UpdateStatus(2, "canary", 1, 2, "its canaries wait for tide promote"),
+            disruptions=v.DisruptionStatus("1", 0, 1),
             tasks=(
                 task(
                     0,
@@ -159,6 +165,9 @@ def job_views(now_s: float) -> list[v.JobStatus]:
             waiting=v.WaitingStatus(
                 (Reason.WAITING_FOR_CAPACITY, Reason.PRIORITY), "needs 2 x 0.6 cpu; 0.2 cpu is free", 2
             ),
+            team="vision",
+            position=1,
+            team_position=1,
             tasks=(task(0, TaskState.PENDING), task(1, TaskState.PENDING)),
             command="python eval.py --all",
         ),
@@ -206,7 +215,72 @@ def why_view(name: str, now_s: float) -> v.WhyView:
         no_help=(v.Fix("replicas.min 2 -> 1", "", "0.6 cpu is more than the 0.2 that is free"),),
         expected_s=now_s + 80,
         expected_why="when pretrain has done its 500 steps",
+        start_range=v.StartRange(now_s + 20, now_s + 60, now_s + 400, 0.9, 20),
+        position=1,
+        num_waiting=1,
+        team="vision",
+        team_position=1,
+        seq=812,
     )
+
+
+def schedule_views(now_s: float) -> list[lv.ScheduleStatus]:
+    """Return a schedule that fires, and one that is held back."""
+    run = lv.ScheduledRun(
+        "nightly-1.s1", "nightly-1", TaskState.SUCCEEDED, now_s - 86400, now_s - 86400, now_s - 86340
+    )
+    return [
+        lv.ScheduleStatus(
+            "nightly.1",
+            "nightly",
+            "0 3 * * *",
+            "Europe/Berlin",
+            "skip",
+            "last",
+            "batch",
+            team="vision",
+            next=(now_s + 600, now_s + 87000),
+            runs=(run,),
+        ),
+        lv.ScheduleStatus("weekly.1", "weekly", "0 4 * * 1", "UTC", "queue", "none", "batch", held=True),
+    ]
+
+
+def alloc_views(now_s: float) -> list[lv.AllocStatus]:
+    """Return a reservation with two envelopes: one is used, one waits for room."""
+    room = Resources(2000, 2 * GIB)
+    inside = lv.Inside("probe.1", "probe", 0, TaskState.RUNNING, Resources(500, GIB))
+    used = lv.EnvelopeStatus(
+        "lab/0", TaskState.RUNNING, "laptop", room, Resources(1500, GIB), inside=(inside,)
+    )
+    waits = lv.EnvelopeStatus("lab/1", TaskState.PENDING, room=room)
+    return [
+        lv.AllocStatus(
+            "lab.1", "lab", "batch", ends_by_s=now_s + 3600, envelopes=(used, waits), waiting=("next",)
+        )
+    ]
+
+
+def usage_view(since_s: float, every_s: float, by: str) -> UsageView:
+    """Return what two teams held in the last three steps."""
+    rows = []
+    for i in range(3):
+        at_s = math.floor(time.time() / every_s - i) * every_s
+        for team, hours in (("vision", 2.0 + i), ("speech", 1.0)):
+            names = {"team": team} if "team" in by else {by: f"a-{team}"}
+            rows.append(
+                UsageRow(
+                    **names,
+                    at_s=at_s,
+                    cpu_hours=hours,
+                    requested_cpu_hours=hours + 1,
+                    used_cpu_hours=hours / 2,
+                    gpu_hours={"H100": 0.5},
+                    cost=hours * 0.05,
+                    starts=1,
+                )
+            )
+    return UsageView(since_s, time.time(), tuple(rows), "EUR")
 
 
 EVENTS = (
@@ -228,35 +302,58 @@ class FakeCell:
     Attributes:
         asked: Paths with queries, in order.
         idle: Whether nothing was ever submitted.
+        me: Who the page is told that it is.
+        token: What is accepted.
+        refuse: With what every change is refused; empty: it is done.
+        more_jobs: Jobs beside the usual ones.
+        done: Changes that were asked for: method, path, body.
+        seq: Number of the newest event.
+        started_s: When the control plane started.
     """
 
     idle: bool = False
     agent_up: bool = True
+    me: lv.Me = field(default_factory=lambda: lv.Me("owner", "admin"))
+    token: str = TOKEN
+    refuse: str = ""
+    more_jobs: list[v.JobStatus] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    done: list[tuple[str, str, bytes]] = field(default_factory=list)
+    seq: int = 812
+    started_s: float = field(default_factory=lambda: time.time() - 400)
 
     def answer(self, request: Request) -> object:
         """Return what the API says at a path, or None: no such thing."""
         now_s = time.time()
         path, query = request.url.path, request.query_params
-        jobs = [] if self.idle else job_views(now_s)
+        jobs = [] if self.idle else [*job_views(now_s), *self.more_jobs]
         by_path: dict[str, object] = {
             "/v1/cell": v.CellStatus(
                 "0.1.0",
                 3,
-                now_s - 400,
+                self.started_s,
                 "/home/ana/.tidecell",
                 "http://127.0.0.1:7070",
                 "http://127.0.0.1:8080",
                 True,
                 self.agent_up,
-                812,
+                self.seq,
                 "rlimit+measure",
+                num_live=len(jobs),
+                num_waiting=sum(1 for j in jobs if j.waiting),
             ),
+            "/v1/me": self.me,
+            "/v1/schedules": {"items": [] if self.idle else schedule_views(now_s)},
+            "/v1/allocs": {"items": [] if self.idle else alloc_views(now_s)},
+            "/v1/events/kinds": {"items": sorted({kind for kind, _, _ in EVENTS})},
             "/v1/machines": {"items": [self._machine()]},
-            "/v1/jobs": {"items": jobs},
-            "/v1/events": {"items": self._events(now_s)},
+            "/v1/jobs": self._page(jobs, query),
+            "/v1/events": {"items": self._events(now_s, query)},
             "/v1/quota": {"items": [] if self.idle else TEAMS},
         }
+        if path == "/v1/usage":
+            view = usage_view(float(query["since"]), float(query["every"]), query["by"])
+            return UsageView(view.since_s, view.until_s, ()) if self.idle else view
         if path == "/v1/series":
             return {
                 "items": [] if self.idle else self._series(now_s, float(query["since"]), int(query["points"]))
@@ -264,6 +361,9 @@ class FakeCell:
         for job in jobs:
             by_path[f"/v1/jobs/{job.uid}"] = job
             by_path[f"/v1/jobs/{job.uid}/why"] = why_view(job.uid, now_s)
+            changes = [v.VersionView(1, now_s - 300, "ana", changes=("created",), stable=True)]
+            changes += [v.VersionView(2, now_s - 60, "ben", changes=("env.R: 1 -> 2",), current=True)]
+            by_path[f"/v1/jobs/{job.uid}/history"] = {"items": changes[: job.version]}
         return by_path.get(path)
 
     @staticmethod
@@ -305,28 +405,47 @@ class FakeCell:
         ages = range(0, min(int(since_s), 1500), step_s)
         return [sample(now_s, age_s) for age_s in reversed(ages)]
 
-    def _events(self, now_s: float) -> list[v.EventView]:
+    @staticmethod
+    def _page(jobs: list[v.JobStatus], query: Mapping[str, str]) -> object:
+        """Select as the server does, as far as the console asks."""
+        if query.get("state") == "waiting":
+            jobs = [j for j in jobs if j.waiting]
+        jobs = [j for j in jobs if query.get("kind", j.kind) == j.kind and query.get("text", "") in j.uid]
+        offset, limit = int(query.get("offset", 0)), int(query.get("limit", 0) or len(jobs))
+        return {"items": jobs[offset : offset + limit], "total": len(jobs)}
+
+    def _events(self, now_s: float, query: Mapping[str, str]) -> list[v.EventView]:
         known = EVENTS[:2] if self.idle else EVENTS
         return [
             v.EventView(i + 1, now_s - 300 + 30 * i, kind, uid, text)
             for i, (kind, uid, text) in enumerate(known)
+            if query.get("kind", kind) == kind and query.get("job", uid) in uid
         ]
 
     async def handle(self, request: Request) -> Response:
         """Answer one request, as the server would."""
         self.asked.append(f"{request.url.path}?{request.url.query}")
-        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+        if request.headers.get("authorization") != f"Bearer {self.token}":
             return _json(
                 {"error": {"type": "Unauthorized", "message": "the cell's token is missing or wrong"}}, 401
             )
         if request.url.path == "/v1/plan":
             return self._plan(await request.body())
+        if request.method != "GET":
+            return await self._change(request)
         if request.url.path.endswith("/logs"):
             return PlainTextResponse("step 399 loss 3.21\n<b>step 400</b> loss 3.20\n")
         found = self.answer(request)
         if found is None:
             return _json({"error": {"type": "NotFoundError", "message": "no job of that name"}}, 404)
-        return _json(found)
+        return unless_known(request, _json(found))
+
+    async def _change(self, request: Request) -> Response:
+        if self.refuse:
+            return _json({"error": {"type": "ForbiddenError", "message": self.refuse}}, 403)
+        self.done.append((request.method, f"{request.url.path}?{request.url.query}", await request.body()))
+        self.seq += 1
+        return _json({})
 
 
 def _json(value: object, status: int = 200) -> Response:
@@ -341,7 +460,12 @@ class FakeServer:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(("127.0.0.1", port))
         self.port = int(self.socket.getsockname()[1])
-        app = Starlette(routes=[Route("/v1/{rest:path}", cell.handle, methods=["GET", "POST"]), *routes()])
+        app = Starlette(
+            routes=[
+                Route("/v1/{rest:path}", cell.handle, methods=["GET", "POST", "PATCH", "DELETE"]),
+                *routes(),
+            ]
+        )
         config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

@@ -49,6 +49,11 @@ def describe_event(event: Event) -> tuple[str, str]:
     return _uid(event), _WORDS[type(event)](event)
 
 
+def event_kinds() -> tuple[str, ...]:
+    """Return the names of all types of events, sorted."""
+    return tuple(sorted(kind.__name__ for kind in _WORDS))
+
+
 def _uid(event: Event) -> str:
     ref = getattr(event, "ref", None)
     if ref is not None:

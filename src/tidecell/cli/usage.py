@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from pathlib import Path
 
 import click
 
@@ -13,6 +14,7 @@ from tidecell.client.account_views import UsageRow, UsageView
 from tidecell.client.client import Client
 from tidecell.client.units import UnitError, parse_duration
 from tidecell.structs.errors import TidecellError
+from tidecell.web.usage_plot import MEASURES, draw_usage
 
 BAR = 24
 
@@ -43,7 +45,25 @@ def moment(text: str, flag: str, now_s: float) -> float:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print as CSV.")
 @click.option("--parquet", metavar="FILE", default="", help="Write to a Parquet file.")
-def usage(by: str, since: str, until: str, every: str, as_json: bool, as_csv: bool, parquet: str) -> None:
+@click.option("--plot", metavar="FILE", default="", help="Draw to a PNG file: stacked bars over time.")
+@click.option(
+    "--measure",
+    type=click.Choice(list(MEASURES)),
+    default="cpu",
+    show_default=True,
+    help="What --plot draws: reserved, requested or used cores, accelerators, memory, waiting, cost.",
+)
+def usage(
+    by: str,
+    since: str,
+    until: str,
+    every: str,
+    as_json: bool,
+    as_csv: bool,
+    parquet: str,
+    plot: str,
+    measure: str,
+) -> None:
     """Show who held how much: core, accelerator and memory hours, waiting, preemptions, cost."""
     now_s = time.time()
     since_s = moment(since, "--since", now_s) if since else 0.0
@@ -54,9 +74,14 @@ def usage(by: str, since: str, until: str, every: str, as_json: bool, as_csv: bo
         every_s = parse_duration(every) if every else 0.0
     except UnitError as error:
         raise TidecellError(f"--every {error.message}", error.hint) from error
+    if plot and not every_s:
+        raise TidecellError("--plot draws usage over time", "say how long a step is: --every 1h")
     with Client.from_home() as client:
         view = client.usage(by, since_s, until_s, every_s)
-    if parquet:
+    if plot:
+        draw_usage(view, _groups(by), every_s, measure, Path(plot).expanduser())
+        err.print(f"{measure} by {by} in {plot}")
+    elif parquet:
         write_parquet(view.rows, UsageRow, parquet)
         err.print(f"{len(view.rows)} rows in {parquet}")
     elif as_json:
@@ -64,9 +89,13 @@ def usage(by: str, since: str, until: str, every: str, as_json: bool, as_csv: bo
     elif as_csv:
         write_csv(view.rows, UsageRow)
     elif view.rows:
-        _show(view, [part for part in by.split(",") if part], every_s)
+        _show(view, _groups(by), every_s)
     else:
         err.print("nothing was used in that time")
+
+
+def _groups(by: str) -> list[str]:
+    return [part for part in by.split(",") if part]
 
 
 def _show(view: UsageView, by: list[str], every_s: float) -> None:

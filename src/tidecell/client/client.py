@@ -19,6 +19,7 @@ import msgspec
 
 from tidecell.client.account_views import UsageView
 from tidecell.client.home import Home
+from tidecell.client.listing_views import AllocStatus, Me, ScheduleStatus
 from tidecell.client.quota_views import Change, QuotaStatus
 from tidecell.client.views import (
     CellStatus,
@@ -154,6 +155,10 @@ class Client:
         """Where requests are served; an OpenAI client's base URL is this plus ``/v1``."""
         return self.cell().router_url
 
+    def me(self) -> Me:
+        """Return who asks: whose token this is, their role and team."""
+        return self._get("/v1/me", Me)
+
     def machines(self) -> list[MachineStatus]:
         """Return all machines."""
         return self._list("/v1/machines", MachineStatus)
@@ -184,6 +189,10 @@ class Client:
         query: dict[str, Any] = {"job": job or None, "kind": kind or None, "team": team or None}
         query |= {"after": after, "limit": limit, "since": since_s, "until": until_s, "from": from_s}
         return self._list("/v1/events", EventView, **query)
+
+    def event_kinds(self) -> list[str]:
+        """Return the types of events that there are."""
+        return self._list("/v1/events/kinds", str)
 
     def series(self, since_s: float = 600.0, points: int = 600) -> list[Sample]:
         """Return samples of the last ``since_s`` seconds, thinned to ``points``."""
@@ -279,6 +288,14 @@ class Client:
             return self.submit(spec)
         raw = self._call("PUT", f"/v1/jobs/{spec.name}", spec)
         return msgspec.json.decode(raw, type=JobStatus)
+
+    def schedules(self) -> list[ScheduleStatus]:
+        """Return live schedules: the firings to come, and the runs that were."""
+        return self._list("/v1/schedules", ScheduleStatus)
+
+    def allocs(self) -> list[AllocStatus]:
+        """Return live allocs: their envelopes, who is in them, what is free."""
+        return self._list("/v1/allocs", AllocStatus)
 
     def history(self, name: str) -> list[VersionView]:
         """Return a job's versions, oldest first."""

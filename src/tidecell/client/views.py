@@ -86,6 +86,20 @@ class RollbackBody(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
     version: int = 0
 
 
+class DisruptionStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A job's disruption budget, all causes counted together.
+
+    Attributes:
+        max_unavailable: As it was asked for: a number, or a percentage of the wanted replicas.
+        down: Replicas that are missing or on their way out.
+        spare: Replicas that may still be taken; negative: failures took more than the budget.
+    """
+
+    max_unavailable: str
+    down: int = 0
+    spare: int = 0
+
+
 class WaitingStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why replicas of a job wait: all binding reasons, the decisive one first."""
 
@@ -126,6 +140,9 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         alloc: The alloc that it is in, or waits to enter.
         members: Of an alloc, the names of the jobs in it.
         free: Of an alloc, what nobody in it uses, by envelope.
+        disruptions: How many more of its replicas may be taken; None: it sets no budget.
+        last_used_s: Of a dev session, when it was last used, as far as its session told; 0: not known.
+        idle_timeout_s: Of a dev session, after how long without use it ends; 0: never for that.
     """
 
     uid: str
@@ -169,6 +186,9 @@ class JobStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     alloc: str = ""
     members: tuple[str, ...] = ()
     free: dict[str, Resources] = {}
+    disruptions: DisruptionStatus | None = None
+    last_used_s: float = 0.0
+    idle_timeout_s: float = 0.0
 
     @property
     def ready_replicas(self) -> int:
@@ -250,7 +270,7 @@ class EventView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CellStatus(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The cell itself."""
+    """The cell itself; ``num_live`` jobs have no outcome, of ``num_waiting`` something waits."""
 
     version: str
     epoch: int
@@ -264,6 +284,8 @@ class CellStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     isolation: str = ""
     repair: str = ""
     pid: int = 0
+    num_live: int = 0
+    num_waiting: int = 0
 
 
 class PlannedPlacement(msgspec.Struct, frozen=True):
@@ -300,6 +322,7 @@ class PlanView(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         changes: One line for each job of the file: ``create train``, ``unchanged chat``, ...
         starts: Whether every new job's gang would start now, or as soon as its victims have left.
+        seq: Number of the newest event in the snapshot that was asked; 0: not told.
     """
 
     changes: tuple[str, ...]
@@ -307,6 +330,7 @@ class PlanView(msgspec.Struct, frozen=True, omit_defaults=True):
     placements: tuple[PlannedPlacement, ...] = ()
     victims: tuple[PlannedVictim, ...] = ()
     waits: tuple[PlannedWait, ...] = ()
+    seq: int = 0
 
 
 class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -365,6 +389,7 @@ class WhyView(msgspec.Struct, frozen=True, omit_defaults=True):
         shrunk: For a running job that has fewer replicas than it could have: why, by whom.
         position: Its place in scheduling order among all that wait, from 1; 0: it waits for nothing.
         team_position: Its place among its own team's.
+        seq: Number of the newest event in the snapshot that was asked; 0: not told.
     """
 
     name: str
@@ -387,6 +412,7 @@ class WhyView(msgspec.Struct, frozen=True, omit_defaults=True):
     num_waiting: int = 0
     team: str = ""
     team_position: int = 0
+    seq: int = 0
 
 
 class ServiceSample(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -27,6 +27,7 @@ from tidecell.task_link import AgentLink, Notice
 
 SCROLLBACK_BYTES = 1 << 16
 REPORT_EVERY_S = 2.0
+REPORT_IDLE_EVERY_S = 10.0  # the cell is told how long nobody has used it
 READ_BYTES = 1 << 16
 MAX_BEHIND_BYTES = 1 << 20  # an attachment that does not read for so long is dropped, not waited for
 
@@ -47,6 +48,7 @@ class Session:
         self._last_s = time.monotonic()
         self._idle_timeout_s = idle_timeout_s
         self.idled = False
+        self._report_due_s = 0.0
         self._shown: Notice | None = None
         self._link = AgentLink.from_environment()
         self.pid, self._terminal = _start(argv)
@@ -85,6 +87,9 @@ class Session:
         now_s = time.monotonic()
         if used:
             self._last_s = now_s
+        if now_s >= self._report_due_s:
+            self._report_due_s = now_s + REPORT_IDLE_EVERY_S
+            self._link.report({"kind": "session", "idle_s": round(now_s - self._last_s, 1)})
         if self._idle_timeout_s and now_s - self._last_s >= self._idle_timeout_s and not self.idled:
             self.idled = True
             self._tell(f"\r\n[tidecell: idle for {self._idle_timeout_s:g} s: this session ends]\r\n".encode())

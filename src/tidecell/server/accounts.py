@@ -103,24 +103,25 @@ class AccountsApi:
         query = request.query_params
         limit = int(min(_number(request, "limit", 100), MAX_EVENTS))
         after = int(_number(request, "after", -1))
+        before = int(min(_number(request, "before", math.inf), 1 << 62))
         back_s = _number(request, "since", 0.0)
         since_s = time.time() - back_s if back_s else _number(request, "from", 0.0)
         until_s = _number(request, "until", math.inf)
         name, kind, team = query.get("job", ""), query.get("kind", ""), query.get("team", "")
         if kind or team or until_s < math.inf:
             path = self._control.home / "journal.db"
-            wanted = _Wanted(name, kind, team, since_s, until_s)
+            wanted = _Wanted(name, kind, team, since_s, until_s, before)
             return _items(await asyncio.to_thread(_search, path, wanted, max(after, 0), limit, after >= 0))
-        return _items(self._find_events(name, after, limit, since_s))
+        return _items(self._find_events(name, after, before, limit, since_s))
 
-    def _find_events(self, name: str, after: int, limit: int, since_s: float) -> list[EventView]:
+    def _find_events(self, name: str, after: int, before: int, limit: int, since_s: float) -> list[EventView]:
         """Return the newest ``limit`` events, or the oldest after a number, oldest first."""
         if after >= 0:
             found = (_event_view(r) for r in self._control.journal.records(after=after))
-            matching = (v for v in found if _matches(v, name, since_s))
+            matching = (v for v in found if v.seq < before and _matches(v, name, since_s))
             return [v for v, _ in zip(matching, range(limit), strict=False)]
         views: list[EventView] = []
-        end = self._control.journal.last_seq
+        end = min(self._control.journal.last_seq, before - 1)
         while end > 0 and len(views) < limit:
             start = max(0, end - 1000)
             block = [_event_view(r) for r in self._control.journal.records(start, end - start)]
@@ -169,11 +170,17 @@ class _Wanted(msgspec.Struct, frozen=True):
     team: str
     since_s: float
     until_s: float
+    before: int
 
     def holds(self, view: EventView, team: str) -> bool:
         """Whether an event is one of them."""
         right = view.type.lower() == self.kind.lower() if self.kind else True
-        right = right and (not self.team or team == self.team) and view.at_s < self.until_s
+        right = (
+            right
+            and (not self.team or team == self.team)
+            and view.at_s < self.until_s
+            and view.seq < self.before
+        )
         return right and _matches(view, self.name, self.since_s)
 
 
@@ -226,6 +233,7 @@ _EVENT_QUERY = (
     ("kind", "string", "only of this type, for example TaskNoticed"),
     ("team", "string", "only of jobs of this team"),
     ("after", "integer", "only with a higher number, oldest first"),
+    ("before", "integer", "only with a lower number"),
     ("limit", "integer", "at most so many; the newest unless `after` is given"),
     ("since", "number", "only of the last so many seconds"),
     ("from", "number", "only from this moment on, seconds since the epoch"),

@@ -20,35 +20,34 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tidecell import __version__
-from tidecell.cell.past import history_of
-from tidecell.cell.rollout import rollout_text
-from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import Job
-from tidecell.cell.versions import restart_fields
-from tidecell.client.schema import parse_specs, spec_diff
+from tidecell.client.schema import parse_priority
+from tidecell.client.units import UnitError
 from tidecell.client.views import (
     CellStatus,
     JobStatus,
     MachineStatus,
-    PlanView,
     Report,
     Sample,
-    WhyView,
 )
-from tidecell.scheduler.explain import explain_plan, explain_why
 from tidecell.server.access import AccessGate
 from tidecell.server.accounts import OPERATIONS as ACCOUNT_OPERATIONS
 from tidecell.server.accounts import AccountsApi
+from tidecell.server.bodies import find_job, read_body
 from tidecell.server.control import ControlPlane
+from tidecell.server.known import unless_known
 from tidecell.server.lifecycle_api import OPERATIONS as LIFECYCLE_OPERATIONS
-from tidecell.server.lifecycle_api import LifecycleApi, continued, who
+from tidecell.server.lifecycle_api import LifecycleApi, who
+from tidecell.server.listings import OPERATIONS as LISTING_OPERATIONS
+from tidecell.server.listings import SELECTION_QUERY, ListingsApi, Selection, num_waiting
 from tidecell.server.logs import LogChunk, LogReader
 from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_document
+from tidecell.server.questions import QuestionsApi
 from tidecell.server.snapshot import OPERATIONS as SNAPSHOT_OPERATIONS
 from tidecell.server.snapshot import SnapshotApi
 from tidecell.server.users import OPERATIONS as USER_OPERATIONS
 from tidecell.server.users import UsersApi, asker, owned_by_asker
-from tidecell.server.views import job_status, machine_status, queue_places, schedule_why
+from tidecell.server.views import job_status, machine_status, queue_places
 from tidecell.structs.errors import (
     ConflictError,
     ForbiddenError,
@@ -64,7 +63,6 @@ from tidecell.structs.labels import LABEL_HINT, parse_labels, passes
 from tidecell.structs.messages import JobChanged, JobHoldRequested, JobStopRequested, JobSubmitted
 from tidecell.web.app import routes as console_routes
 
-MAX_BODY_BYTES = 4 << 20
 MAX_WAIT_S = 60.0
 
 _encode = msgspec.json.Encoder().encode
@@ -73,10 +71,10 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Change(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What may be changed on a live job."""
+    """What may be changed on a live job; a priority also as people type it: ``batch+5``."""
 
     replicas: Replicas | None = None
-    priority: Priority | None = None
+    priority: Priority | str | None = None
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -85,6 +83,10 @@ def _json(value: Any, status: int = 200) -> Response:
 
 def _items(values: Any) -> Response:
     return _json({"items": list(values)})
+
+
+def _flag(request: Request, name: str) -> bool:
+    return request.query_params.get(name, "") not in ("", "0", "false")
 
 
 _STATUS: tuple[tuple[type[TidecellError], int], ...] = (
@@ -119,32 +121,16 @@ class Api:
     # ------------------------------------------------------------------------------- helpers
 
     def _job(self, request: Request) -> Job:
-        name = request.path_params["name"]
-        job = self._control.find(name)
-        if job is None:
-            raise NotFoundError(f"no job named '{name}'", "tide ps -a lists all jobs")
-        return job
+        return find_job(self._control, request)
 
-    def status(self, job: Job, places: dict[str, tuple[int, int]] | None = None) -> JobStatus:
+    def status(
+        self, job: Job, places: dict[str, tuple[int, int]] | None = None, brief: bool = False
+    ) -> JobStatus:
         """Return one run as the API shows it; ``places`` in the queue, where many are asked for."""
         runtime, measured = self._control.runtime, self._control.measurements
         state, now_s = self._control.state, time.time()
-        return job_status(state, job, runtime.trace, measured.use, self._router_url, now_s, places)
-
-    async def _bytes(self, request: Request) -> bytes:
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise RefusedError(f"the request's body is larger than {MAX_BODY_BYTES} bytes")
-        return body
-
-    async def _body(self, request: Request, kind: type[T]) -> T:
-        body = await self._bytes(request)
-        try:
-            return msgspec.json.decode(body, type=kind)
-        except msgspec.DecodeError as error:
-            raise RefusedError(f"the request's body is not as it should be: {error}") from error
+        use, used = measured.use, measured.last_used
+        return job_status(state, job, runtime.trace, use, self._router_url, now_s, places, used, brief)
 
     @staticmethod
     def _number(request: Request, name: str, default: float) -> float:
@@ -174,6 +160,8 @@ class Api:
                 isolation=", ".join(sorted({m.spec.isolation for m in machines})),
                 repair=f"{repair.why}; kept at {repair.kept_at}" if repair is not None else "",
                 pid=control.pid,
+                num_live=len(control.state.live_uids),
+                num_waiting=num_waiting(control.state, control.runtime.trace),
             )
         )
 
@@ -190,15 +178,19 @@ class Api:
     # ------------------------------------------------------------------------------ the jobs
 
     async def jobs(self, request: Request) -> Response:
-        state = self._control.state
-        everything = request.query_params.get("all", "") not in ("", "0", "false")
+        state, trace = self._control.state, self._control.runtime.trace
+        wanted = Selection.of(request)
+        everything = _flag(request, "all") or wanted.state in ("any", "over")
         jobs = state.jobs.values() if everything else state.live_jobs()
         tests = parse_labels(request.query_params.getlist("label"))
-        places = queue_places(state, self._control.runtime.trace)
-        return _items(self.status(job, places) for job in jobs if passes(job.spec.labels, tests))
+        places, brief = queue_places(state, trace), _flag(request, "brief")
+        passing = (job for job in jobs if passes(job.spec.labels, tests))
+        found, total = wanted.page(state, passing, trace, places)
+        shown = [self.status(job, places, brief) for job in found]
+        return _json({"items": shown, "total": total} if wanted.limit else {"items": shown})
 
     async def submit(self, request: Request) -> Response:
-        spec = owned_by_asker(await self._body(request, JobSpec), asker(request))
+        spec = owned_by_asker(await read_body(request, JobSpec), asker(request))
         spec = await self._control.admission.admit(spec, self._control.state)
         await self._control.ask(JobSubmitted(spec, who(request)))
         job = self._control.find(spec.name)
@@ -222,13 +214,12 @@ class Api:
 
     async def change(self, request: Request) -> Response:
         job = self._job(request)
-        change = await self._body(request, Change)
-        await self._control.ask(JobChanged(job.spec.name, change.replicas, change.priority))
+        change = await read_body(request, Change)
+        await self._control.ask(JobChanged(job.spec.name, change.replicas, _priority(change.priority)))
         return _json(self.status(self._job(request)))
 
     async def stop(self, request: Request) -> Response:
-        now = request.query_params.get("now", "") not in ("", "0", "false")
-        force = request.query_params.get("force", "") not in ("", "0", "false")
+        now, force = _flag(request, "now"), _flag(request, "force")
         job = self._job(request)
         await self._control.ask(JobStopRequested(job.uid, now, force))
         return _json(self.status(self._job(request)))
@@ -245,43 +236,6 @@ class Api:
 
     async def spec(self, request: Request) -> Response:
         return _json(self._job(request).spec)
-
-    async def why(self, request: Request) -> Response:
-        job = self._job(request)
-        now_s = time.time()
-        if job.live and job.spec.schedule is not None:
-            view = schedule_why(job, now_s)
-        elif job.live:
-            state = self._control.state
-            view = explain_why(take_snapshot(state, now_s), job.uid, now_s, history=history_of(state, now_s))
-        else:
-            view = WhyView(
-                job.spec.name, job.uid, job.state, job.finished_s, message=job.message or "it is over"
-            )
-        return _json(view)
-
-    async def plan(self, request: Request) -> Response:
-        specs = await self._planned_specs(request)
-        changes, fresh = [], []
-        for spec in specs:
-            known = self._control.find(spec.name)
-            if known is not None and known.live:
-                changes.append(_change_text(known, continued(known, spec)))
-            else:
-                changes.append(f"create {spec.name}")
-                fresh.append(spec)
-        snapshot = take_snapshot(self._control.state, time.time())
-        return _json(explain_plan(snapshot, fresh, tuple(changes)))
-
-    async def _planned_specs(self, request: Request) -> list[JobSpec]:
-        """Specs as the client checked them, or a YAML text as a person wrote it."""
-        if request.headers.get("content-type", "").partition(";")[0] != "application/yaml":
-            return await self._body(request, list[JobSpec])
-        try:
-            text = (await self._bytes(request)).decode()
-        except UnicodeDecodeError as error:
-            raise RefusedError(f"the spec is not UTF-8 text (byte {error.start})") from error
-        return parse_specs(text, "the spec", self._control.home.path)
 
     async def reports(self, request: Request) -> Response:
         job = self._job(request)
@@ -303,7 +257,7 @@ class Api:
             time.time() - since_s if since_s else 0.0,
             tail if tail >= 0 else None,
         )
-        follow = query.get("follow", "") not in ("", "0", "false")
+        follow = _flag(request, "follow")
         as_json = query.get("format") == "ndjson"
         media_type = "application/x-ndjson" if as_json else "text/plain; charset=utf-8"
         return StreamingResponse(self._stream(reader, job, follow, as_json), media_type=media_type)
@@ -328,18 +282,21 @@ class Api:
         return Response(text, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
-        every = (*OPERATIONS, *ACCOUNT_OPERATIONS, *LIFECYCLE_OPERATIONS, *SNAPSHOT_OPERATIONS)
+        every = (
+            *OPERATIONS,
+            *ACCOUNT_OPERATIONS,
+            *LIFECYCLE_OPERATIONS,
+            *SNAPSHOT_OPERATIONS,
+            *LISTING_OPERATIONS,
+        )
         return _json(openapi_document((*every, *USER_OPERATIONS)))
 
 
-def _change_text(job: Job, spec: JobSpec) -> str:
-    """Say what applying a spec changes on a live job, and what that takes."""
-    diff = spec_diff(job.spec, spec)
-    if not diff:
-        return f"unchanged {spec.name}"
-    restarts = restart_fields(job.spec, spec) and bool(job.staying_tasks()) and spec.array is None
-    how = rollout_text(job, spec) if restarts else "in place"
-    return f"change {spec.name}, {how}: {'; '.join(diff)}"
+def _priority(asked: Priority | str | None) -> Priority | None:
+    try:
+        return parse_priority(asked) if isinstance(asked, str) else asked
+    except UnitError as error:
+        raise RefusedError(error.message, "write a band, or a band and a number: batch+5") from error
 
 
 def _log_line(chunk: LogChunk) -> bytes:
@@ -380,16 +337,10 @@ OPERATIONS = (
         parameters=(
             ("all", "boolean", "finished ones too"),
             ("label", "string", f"{LABEL_HINT}; may be repeated"),
+            *SELECTION_QUERY,
         ),
     ),
     Operation("POST", "/v1/jobs", "Submit a job", JobStatus, body=JobSpec, status=201),
-    Operation(
-        "POST",
-        "/v1/plan",
-        "Show what submitting would do; specs, or YAML as application/yaml",
-        PlanView,
-        body=list[JobSpec],
-    ),
     Operation(
         "GET", "/v1/jobs/{name}", "One job, at once or when it is done", JobStatus, parameters=_WAIT_QUERY
     ),
@@ -409,7 +360,6 @@ OPERATIONS = (
     Operation("POST", "/v1/jobs/{name}/hold", "Hold it back: what waits does not start", JobStatus),
     Operation("POST", "/v1/jobs/{name}/release", "Let it start, held back or before its time", JobStatus),
     Operation("GET", "/v1/jobs/{name}/spec", "What was asked for", JobSpec),
-    Operation("GET", "/v1/jobs/{name}/why", "Why it waits, and what would make it start", WhyView),
     Operation("GET", "/v1/jobs/{name}/logs", "Its output", parameters=_LOG_QUERY),
     Operation(
         "GET",
@@ -437,7 +387,7 @@ OPERATIONS = (
 def _guarded(handler: Handler) -> Handler:
     async def handle(request: Request) -> Response:
         try:
-            return await handler(request)
+            return unless_known(request, await handler(request))
         except TidecellError as error:
             return error_response(error)
         except Exception as error:
@@ -453,13 +403,14 @@ def make_app(control: ControlPlane) -> ASGIApp:
     """Return the API and the console as one application behind the gate."""
     api, users = Api(control), UsersApi(control.access, control.serving.follow)
     lifecycle, accounts = LifecycleApi(control, api.status), AccountsApi(control)
+    listings, questions = ListingsApi(control), QuestionsApi(control)
     handlers: dict[tuple[str, str], Handler] = {
         ("GET", "/v1/cell"): api.cell,
         ("GET", "/v1/machines"): api.machines,
         ("GET", "/v1/snapshot"): SnapshotApi(control).snapshot,
         ("GET", "/v1/jobs"): api.jobs,
         ("POST", "/v1/jobs"): api.submit,
-        ("POST", "/v1/plan"): api.plan,
+        ("POST", "/v1/plan"): questions.plan,
         ("GET", "/v1/jobs/{name}"): api.job,
         ("PATCH", "/v1/jobs/{name}"): api.change,
         ("DELETE", "/v1/jobs/{name}"): api.stop,
@@ -471,7 +422,7 @@ def make_app(control: ControlPlane) -> ASGIApp:
         ("POST", "/v1/jobs/{name}/hold"): api.hold,
         ("POST", "/v1/jobs/{name}/release"): api.release,
         ("GET", "/v1/jobs/{name}/spec"): api.spec,
-        ("GET", "/v1/jobs/{name}/why"): api.why,
+        ("GET", "/v1/jobs/{name}/why"): questions.why,
         ("GET", "/v1/jobs/{name}/logs"): api.logs,
         ("GET", "/v1/jobs/{name}/reports"): api.reports,
         ("GET", "/v1/quota"): accounts.quota,
@@ -479,6 +430,10 @@ def make_app(control: ControlPlane) -> ASGIApp:
         ("PUT", "/v1/quota/policy"): accounts.set_policy,
         ("GET", "/v1/usage"): accounts.usage,
         ("GET", "/v1/events"): accounts.events,
+        ("GET", "/v1/events/kinds"): listings.event_kinds,
+        ("GET", "/v1/me"): listings.me,
+        ("GET", "/v1/schedules"): listings.schedules,
+        ("GET", "/v1/allocs"): listings.allocs,
         ("GET", "/v1/series"): api.series,
         ("GET", "/v1/metrics"): api.metrics,
         ("GET", "/v1/users"): users.list,

@@ -19,6 +19,7 @@ from tidecell.telemetry import SampleStore
 from tidecell.traffic.stats import RouterStats, ServiceStats
 
 MAX_REPORTS = 20_000
+MAX_SESSIONS = 1_000  # of which the last use is remembered
 FRESH_S = 15.0  # a training that was silent for longer shows no throughput
 
 
@@ -32,17 +33,30 @@ class Measurements:
         self._reports: deque[Report] = deque(maxlen=MAX_REPORTS)
         self._next_seq = 1
         self._latest: dict[str, Report] = {}  # by uid, of kind train
+        self.last_used: dict[str, float] = {}  # by uid: when a dev session was used last
 
     def take(self, message: Reported | Used, now_s: float) -> None:
         """Take in what the agent sent."""
         if isinstance(message, Used):
             self._take_use(message)
             return
+        if message.data.get("kind") == "session":
+            self._take_session(message)
+            return
         report = Report(self._next_seq, message.ref.uid, message.ref.index, message.at_s, message.data)
         self._next_seq += 1
         self._reports.append(report)
         if message.data.get("kind") == "train":
             self._latest[message.ref.uid] = report
+
+    def _take_session(self, message: Reported) -> None:
+        """A dev session says for how long nobody has used it; told often, so only the newest is kept."""
+        idle_s = message.data.get("idle_s")
+        if isinstance(idle_s, int | float):
+            self.last_used.pop(message.ref.uid, None)
+            self.last_used[message.ref.uid] = message.at_s - idle_s
+        while len(self.last_used) > MAX_SESSIONS:
+            del self.last_used[next(iter(self.last_used))]
 
     def _take_use(self, message: Used) -> None:
         fresh: dict[TaskRef, tuple[float, float]] = {}

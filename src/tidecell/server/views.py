@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from tidecell.cell.allocs import free_of, jobs_in
+from tidecell.cell.disruptions import num_down, spare_disruptions
 from tidecell.cell.drains import describe_drain
 from tidecell.cell.rollout import progress, waits_for
 from tidecell.cell.state import CellState, Job, Machine, Task
@@ -16,6 +17,7 @@ from tidecell.cell.versions import version_of, versions
 from tidecell.client.specform import spec_diff
 from tidecell.client.views import (
     ArrayStatus,
+    DisruptionStatus,
     DrainStatus,
     Fix,
     JobStatus,
@@ -46,8 +48,22 @@ def job_status(
     router_url: str = "",
     now_s: float = 0.0,
     places: Mapping[str, tuple[int, int]] | None = None,
+    last_used: Mapping[str, float] | None = None,
+    brief: bool = False,
 ) -> JobStatus:
-    """Return one run as the API shows it; ``places`` as ``queue_places`` found them, for many at once."""
+    """Return one run as the API shows it.
+
+    Args:
+        state: The cell.
+        job: The run.
+        trace: What the scheduler said last.
+        use: What tasks were measured to use.
+        router_url: Where services are reached.
+        now_s: The present.
+        places: As ``queue_places`` found them, for many at once.
+        last_used: When dev sessions were last used, by uid.
+        brief: Leave its tasks out.
+    """
     place = (places if places is not None else queue_places(state, trace)).get(job.uid, (0, 0))
     spec = job.spec
     running = sum(1 for t in job.open_tasks() if t.state is TaskState.RUNNING)
@@ -72,7 +88,7 @@ def job_status(
         message=job.message or (waiting.detail if waiting else ""),
         stopping=job.stopping.cause.value if job.stopping is not None and job.live else "",
         waiting=WaitingStatus(waiting.reasons, waiting.detail, waiting.num_tasks) if waiting else None,
-        tasks=tuple(_task_status(state, job, t, use) for t in _shown_tasks(job)),
+        tasks=() if brief else tuple(_task_status(state, job, t, use) for t in _shown_tasks(job)),
         command=spec.run or shlex.join(spec.argv),
         workdir=spec.workdir,
         models=spec.models,
@@ -95,6 +111,9 @@ def job_status(
         free=free_of(state, job),
         position=place[0] if waiting else 0,
         team_position=place[1] if waiting else 0,
+        disruptions=_disruption_status(job),
+        last_used_s=last_used.get(job.uid, 0.0) if last_used else 0.0,
+        idle_timeout_s=spec.idle_timeout_s,
     )
 
 
@@ -205,6 +224,13 @@ def _update_status(job: Job, now_s: float) -> UpdateStatus | None:
     return UpdateStatus(
         rollout.version, phase, len(now.healthy), len(now.old), text, started_s=rollout.started_s
     )
+
+
+def _disruption_status(job: Job) -> DisruptionStatus | None:
+    spare, budget = spare_disruptions(job), job.spec.disruptions
+    if spare is None or budget is None or not job.live:
+        return None
+    return DisruptionStatus(str(budget.max_unavailable), num_down(job), spare)
 
 
 def version_views(job: Job) -> list[VersionView]:

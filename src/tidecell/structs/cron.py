@@ -72,6 +72,11 @@ def next_target_s(cron: str, timezone: str, after_s: float) -> float:
     return next(_targets(cron, timezone, after_s), 0.0)
 
 
+def targets_after(schedule: Schedule, after_s: float) -> Iterator[float]:
+    """Yield the firings of a schedule after a moment, rising."""
+    return _targets(schedule.cron, schedule.timezone, after_s)
+
+
 def _targets(cron: str, timezone: str, after_s: float) -> Iterator[float]:
     """Yield firings after a moment, rising."""
     last_s = after_s
@@ -120,7 +125,7 @@ def due(schedule: Schedule, through_s: float, now_s: float) -> Due | None:
 
 
 def _until(schedule: Schedule, after_s: float, until_s: float) -> Iterator[float]:
-    targets = _targets(schedule.cron, schedule.timezone, after_s)
+    targets = targets_after(schedule, after_s)
     return itertools.takewhile(lambda target_s: target_s <= until_s, targets)
 
 

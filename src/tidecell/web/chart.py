@@ -15,6 +15,7 @@ from typing import Any
 
 from tidecell.client.views import Sample, ServiceSample, TrainSample
 from tidecell.structs.errors import TidecellError
+from tidecell.web.figure import load_matplotlib
 
 WIDTH_PX, HEIGHT_PX, DPI = 1400, 900, 140
 MAX_GAP_S = 5.0  # a longer silence is a gap, not a slope
@@ -76,7 +77,7 @@ def draw_tide(
             f"a tide chart needs at least 2 samples; there are {len(samples)}",
             "the cell takes one a second: wait a little, or choose a longer time",
         )
-    matplotlib, figure_type = _matplotlib()
+    matplotlib, figure_type = load_matplotlib("charts need matplotlib", "pip install 'tidecell[demo]'")
     with matplotlib.rc_context(_STYLE):
         figure = figure_type(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, facecolor="white")
         axes = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": (1.9, 1, 1)})
@@ -96,24 +97,6 @@ def draw_tide(
                 f"the chart cannot be written to {path}: {error.strerror or error}",
                 "choose another path with --output",
             ) from error
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TidecellError(
-            "charts need matplotlib, which is not installed", "pip install 'tidecell[demo]'"
-        ) from error
-
-    def agg_figure(**options: Any) -> Any:
-        figure = Figure(**options)
-        FigureCanvasAgg(figure)  # no display, no global state of pyplot
-        return figure
-
-    return matplotlib, agg_figure
 
 
 # ---------------------------------------------------------------------------------------- panels

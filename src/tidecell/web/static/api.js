@@ -25,20 +25,36 @@ export function keepToken(token) {
   else sessionStorage.removeItem(TOKEN_KEY);
 }
 
-export const get = (token, path) => ask(token, path, {});
+// Answers with their tags: what is the same as before is not sent, nor read, again.
+const known = new Map();
+const MAX_KNOWN = 60;
 
-// Send text, for example a spec in YAML.
-export const post = (token, path, body, type) => ask(token, path, { method: "POST", body, type });
+export async function get(token, path, timeoutMs = TIMEOUT_MS) {
+  const before = known.get(path);
+  const answer = await ask(token, path, { tag: before?.token === token ? before.tag : "", timeoutMs });
+  if (answer.status === 304) return before.value;
+  const value = answer.headers.get("content-type")?.startsWith("text/plain") ? await answer.text() : await answer.json();
+  const tag = answer.headers.get("etag");
+  known.delete(path);
+  if (tag) known.set(path, { token, tag, value });
+  if (known.size > MAX_KNOWN) known.delete(known.keys().next().value);
+  return value;
+}
 
-async function ask(token, path, { method = "GET", body, type }) {
+// Send text, for example a spec in YAML, or JSON.
+export async function send(token, method, path, body, type) {
+  return (await ask(token, path, { method, body, type })).json();
+}
+
+async function ask(token, path, { method = "GET", body, type, tag, timeoutMs = TIMEOUT_MS }) {
   const answer = await fetch(path, {
     method,
     body,
-    headers: { Authorization: `Bearer ${token}`, ...(type && { "Content-Type": type }) },
+    headers: { Authorization: `Bearer ${token}`, ...(type && body && { "Content-Type": type }), ...(tag && { "If-None-Match": tag }) },
     cache: "no-store",
-    signal: AbortSignal.timeout(TIMEOUT_MS),
+    signal: AbortSignal.timeout(timeoutMs),
   });
-  if (answer.ok) return answer.headers.get("content-type")?.startsWith("text/plain") ? answer.text() : answer.json();
+  if (answer.ok || answer.status === 304) return answer;
   const { error } = await answer.json().catch(() => ({}));
   const hint = error?.hint ? `\n${error.hint}` : "";
   throw new ApiError(error ? error.message + hint : `the server answered ${answer.status}`, answer.status);

@@ -1,279 +1,328 @@
-// The console: asks the API every second while somebody looks, and draws what it said.
+// The console: asks the API while somebody looks, and draws what it said.
+//
+// Once a second it asks for the cell alone. A page, and each part of the details, says how often it may be asked
+// for at most (`every`), and how often while no event was journaled since the last answer (`still`).
 
-import { ApiError, Series, get, items, keepToken, post, takeToken } from "./api.js";
-import { sampleAt, tideChart } from "./chart.js";
+import { actionDialog, firstValues, valuesOf } from "./actions.js";
+import { ApiError, Series, get, items, keepToken, send, takeToken } from "./api.js";
 import { h, patch } from "./dom.js";
-import { cores, duration } from "./format.js";
-import { jobPanel } from "./panel.js";
-import { planCard } from "./plan.js";
-import { eventsTable, header, jobsTable, machinesTable, readout, servicesTable, teamsTable } from "./views.js";
+import { allocs, schedules } from "./page_reserved.js";
+import { events, machines, teams } from "./page_cell.js";
+import { jobs, queue, services, sessions } from "./page_work.js";
+import { overview, WINDOWS } from "./page_overview.js";
+import { jobPanel, panelParts } from "./panel.js";
+import { plan } from "./plan.js";
+import { href, readRoute } from "./route.js";
+import { banner, header, navigation, source, tokenForm } from "./shell.js";
+import { usage } from "./page_usage.js";
 
 const EVERY_MS = 1000;
-const HIDDEN_MS = 15000;
 const MAX_BACKOFF_MS = 8000;
-const DETAILS_EVERY = 3; // reasons and logs are asked for less often than numbers
-const WINDOWS = { "2m": 120, "10m": 600, "1h": 3600 };
+const PATIENT_MS = 30000; // the scheduler may have many things to try for an answer
+const PAGES = [overview, queue, jobs, services, sessions, schedules, allocs, machines, teams, usage, events, plan];
 
 const app = document.getElementById("app");
 const state = {
   token: takeToken(),
   refused: false,
-  known: {},
+  cell: null,
+  me: null,
+  machines: null,
   series: new Series(WINDOWS["2m"]),
+  cursor: { s: null },
   lastSeenMs: 0,
   failures: 0,
   trouble: "",
-  cursorS: null,
-  chartWidth: 0,
-  panel: null,
-  plan: {},
-  openedBy: null,
+  width: 0,
+  route: readRoute(),
+  page: null, // { page, slot, local }: what is shown, what it was told, what it keeps for itself
+  panel: null, // { uid, slots, parts, openedBy }
+  dialog: null,
+  copied: "",
 };
 let timer = 0;
 let polling = false;
-let round = 0;
 
 // ----------------------------------------------------------------------------------- polling
 
 async function poll() {
   clearTimeout(timer);
-  if (!state.token || polling) return;
+  if (!state.token || polling || document.hidden) return;
   polling = true;
-  try {
-    await ask();
+  await attempt(async () => {
+    state.me ??= await get(state.token, "/v1/me");
+    state.cell = await get(state.token, "/v1/cell");
     [state.failures, state.trouble, state.lastSeenMs] = [0, "", Date.now()];
-  } catch (error) {
-    if (error instanceof ApiError && error.status === 401) forgetToken();
-    else [state.failures, state.trouble] = [state.failures + 1, error instanceof ApiError ? error.message : ""];
-  }
+  });
   polling = false;
   render();
+  if (!state.failures && state.token) refresh();
   if (state.token) timer = setTimeout(poll, pauseMs());
 }
 
-function pauseMs() {
-  if (document.hidden) return HIDDEN_MS;
-  return state.failures ? Math.min(MAX_BACKOFF_MS, EVERY_MS * 2 ** (state.failures - 1)) : EVERY_MS;
-}
-
-async function ask() {
-  const { token } = state;
-  const [cell, machines, jobs, events, teams] = await Promise.all([
-    get(token, "/v1/cell"),
-    items(token, "/v1/machines"),
-    items(token, "/v1/jobs?all=1"),
-    items(token, "/v1/events?limit=100"),
-    items(token, "/v1/quota"),
-    state.series.update(token),
-  ]);
-  state.known = { cell, machines, jobs, events, teams };
-  if (state.panel) await askDetails(state.panel);
-  round += 1;
-}
-
-async function askDetails(panel) {
-  const path = `/v1/jobs/${encodeURIComponent(panel.uid)}`;
+// Run what asks the API; a token that is refused and a silent control plane concern the whole page.
+async function attempt(work) {
   try {
-    panel.job = await get(state.token, path);
-    if (panel.why !== undefined && round % DETAILS_EVERY) return;
-    [panel.why, panel.logs] = await Promise.all([get(state.token, `${path}/why`), get(state.token, `${path}/logs?tail=200`)]);
-    panel.error = "";
+    await work();
   } catch (error) {
-    if (!(error instanceof ApiError) || error.status === 401) throw error;
-    panel.error = error.message;
+    if (error instanceof ApiError && error.status === 401) forgetToken();
+    else [state.failures, state.trouble] = [state.failures + 1, error instanceof ApiError ? error.message : ""];
+    if (!(error instanceof ApiError) && !(error instanceof TypeError) && error.name !== "TimeoutError") console.error(error);
   }
+}
+
+const pauseMs = () => (state.failures ? Math.min(MAX_BACKOFF_MS, EVERY_MS * 2 ** (state.failures - 1)) : EVERY_MS);
+
+const newSlot = () => ({ askedMs: -Infinity, seq: -1, asking: false, stale: true, data: undefined, error: "" });
+
+// Ask for what is due: the page, and the parts of the details.
+function refresh() {
+  const { page, slot, local } = state.page;
+  const params = state.route.params;
+  fill(slot, page.every, page.still, () => page.load(reader(), { params, local }));
+  const { panel } = state;
+  if (!panel) return;
+  for (const [name, every, still, path] of panelParts(panel.uid, panel.parts.job)) {
+    if (!path) continue;
+    panel.slots[name] ??= newSlot();
+    fill(panel.slots[name], every, still, () => get(state.token, path, PATIENT_MS), (data) => (panel.parts[name] = data), (error) => (panel.error = error));
+  }
+  if (!state.machines && page !== overview) fill((state.machinesSlot ??= newSlot()), 60000, 60000, reader().machines);
+}
+
+const reader = () => ({
+  get: (path, timeoutMs) => get(state.token, path, timeoutMs),
+  items: (path) => items(state.token, path),
+  machines: async () => (state.machines = await items(state.token, "/v1/machines")),
+  loadSeries: () => state.series.update(state.token),
+});
+
+async function fill(slot, every, still, ask, take = () => {}, fail = () => {}) {
+  const age = performance.now() - slot.askedMs;
+  const seq = state.cell?.journal_seq;
+  if (slot.asking || !(slot.stale || (age >= every && (seq !== slot.seq || age >= still)))) return;
+  Object.assign(slot, { asking: true, askedMs: performance.now(), seq, stale: false });
+  await attempt(async () => {
+    try {
+      slot.data = await ask();
+      slot.error = "";
+      take(slot.data);
+      fail("");
+    } catch (error) {
+      slot.stale = true; // asked again once the cell answers
+      if (!(error instanceof ApiError) || error.status === 401 || error.status >= 500) throw error;
+      slot.stale = false;
+      slot.error = error.message;
+      fail(error.message);
+    }
+  });
+  slot.asking = false;
+  render();
+  if (slot.stale && !state.failures) refresh(); // somebody chose something else meanwhile
+}
+
+// ------------------------------------------------------------------------------- where we are
+
+function follow() {
+  state.route = readRoute();
+  const page = PAGES.find((p) => p.name === (state.route.page || "overview")) ?? overview;
+  if (state.page?.page !== page) state.page = { page, slot: newSlot(), local: {} };
+  else if (JSON.stringify(state.route.params) !== state.page.params) state.page.slot.stale = true;
+  state.page.params = JSON.stringify(state.route.params);
+  const uid = state.route.details;
+  if (!uid) state.panel = null;
+  else if (state.panel?.uid !== uid) state.panel = { uid, slots: {}, parts: {}, error: "" };
+}
+
+function visit(route) {
+  const before = state.page?.page;
+  history.pushState(null, "", href(route));
+  arrive(before);
+}
+
+function arrive(before) {
+  follow();
+  render();
+  if (before && before !== state.page.page) {
+    document.getElementById("main")?.focus();
+    document.querySelector("nav.pages [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+    scrollTo(0, 0);
+  }
+  if (state.cell && !state.failures) refresh();
+  else poll();
+}
+
+const current = () => ({ page: state.page.page.name, params: state.route.params, details: state.route.details });
+
+function openPanel(uid) {
+  state.openedBy ??= document.activeElement;
+  visit({ ...current(), details: uid });
+  document.getElementById("panel-title")?.focus();
+}
+
+function closePanel() {
+  visit({ ...current(), details: "" });
+  if (state.openedBy?.isConnected) state.openedBy.focus();
+  state.openedBy = null;
 }
 
 // ----------------------------------------------------------------------------------- actions
 
 function forgetToken() {
   keepToken("");
-  [state.token, state.refused] = ["", true];
+  Object.assign(state, { token: "", refused: true, me: null, dialog: null, failures: 0 });
 }
 
 function enterToken(event) {
   event.preventDefault();
   state.token = new FormData(event.target).get("token").trim();
   keepToken(state.token);
+  state.page.slot = newSlot();
   poll();
 }
 
-function openPanel(uid) {
-  state.openedBy = document.activeElement;
-  state.panel = { uid };
-  render();
-  document.getElementById("panel-title").focus();
-  poll();
-}
+const dialogCalls = {
+  close(event) {
+    event?.preventDefault();
+    state.dialog = null;
+    render();
+  },
+  change(event) {
+    state.dialog.values = valuesOf(event.currentTarget);
+    render();
+  },
+  async confirm(event) {
+    event.preventDefault();
+    const { dialog } = state;
+    const [method, path, body] = dialog.action.call(valuesOf(event.currentTarget));
+    Object.assign(dialog, { sending: true, error: "" });
+    render();
+    try {
+      await send(state.token, method, path, body && JSON.stringify(body), "application/json");
+      state.dialog = null;
+      state.page.slot.stale = true;
+      for (const slot of Object.values(state.panel?.slots ?? {})) slot.stale = true;
+      poll();
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 401) forgetToken();
+      dialog.error = error instanceof ApiError ? error.message : "The control plane does not answer: whether it was done is not known. Look again when it is back.";
+    }
+    dialog.sending = false;
+    render();
+  },
+};
 
-function closePanel() {
-  state.panel = null;
-  render();
-  if (state.openedBy?.isConnected) state.openedBy.focus();
-}
-
-async function askPlan(event) {
-  event.preventDefault();
-  const spec = new FormData(event.target).get("spec");
-  state.plan = { asking: true };
-  render();
+async function copy(text) {
   try {
-    state.plan = { view: await post(state.token, "/v1/plan", spec, "application/yaml") };
-  } catch (error) {
-    state.plan = { error: error instanceof ApiError ? error.message : "The control plane does not answer." };
+    await navigator.clipboard.writeText(text);
+    state.copied = text;
+  } catch {
+    state.copied = ""; // no right to the clipboard: select it, so that the keyboard can copy
+    const code = [...document.querySelectorAll("code.command")].find((c) => c.textContent === text);
+    if (code) getSelection().selectAllChildren(code);
   }
   render();
 }
 
 function chooseWindow(windowS) {
-  [state.series, state.cursorS] = [new Series(windowS), null];
-  poll();
-}
-
-function moveCursor(event) {
-  const box = event.currentTarget.getBoundingClientRect();
-  const { samples, windowS } = state.series;
-  state.cursorS = sampleAt(samples, windowS, box.width, event.clientX - box.left)?.at_s ?? null;
-  render();
-}
-
-function keyCursor(event) {
-  const { samples } = state.series;
-  const at = cursorIndex();
-  const jump = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -samples.length, End: samples.length }[event.key];
-  if (event.key === "Escape") state.cursorS = null;
-  else if (jump !== undefined) state.cursorS = samples[Math.max(0, Math.min(samples.length - 1, at + jump))].at_s;
-  else return;
-  event.preventDefault();
-  event.stopPropagation();
-  render();
-}
-
-function cursorIndex() {
-  const { samples } = state.series;
-  const at = samples.findIndex((s) => s.at_s >= state.cursorS);
-  return state.cursorS === null || at < 0 ? samples.length - 1 : at;
+  [state.series, state.cursor.s] = [new Series(windowS), null];
+  state.page.slot.stale = true;
+  refresh();
 }
 
 // ------------------------------------------------------------------------------------- page
 
-function tokenForm() {
-  return h("main", { key: "token", class: "token card" }, [
-    h("h1", {}, "tide", h("span", {}, "cell")),
-    state.refused && h("p", { class: "note bad", role: "alert" }, "The cell refused this token. It may be of another cell."),
-    h("p", {}, "This console needs the cell's token. Print it with ", h("code", {}, "tide token"), "."),
-    h("form", { onsubmit: enterToken }, [
-      h("label", { for: "token" }, "Token"),
-      h("input", { id: "token", name: "token", type: "password", autocomplete: "off", required: true }),
-      h("button", { type: "submit" }, "Open the console"),
-    ]),
-  ]);
-}
-
-function banner() {
-  if (!state.failures) return null;
-  // The age changes every second; only the rest is worth reading out.
-  const ago = state.lastSeenMs > 0 && `Last seen ${duration((Date.now() - state.lastSeenMs) / 1000)} ago. `;
-  const seen = h("span", { "aria-live": "off" }, ago);
-  const silent = ["The control plane does not answer. ", seen, "Tasks and the router go on; it finds them again when it is back. Start it with ", h("code", {}, "tide up"), "."];
-  const trouble = ["The control plane is in trouble. ", seen, state.trouble];
-  return h("p", { key: "banner", class: "banner", role: "alert", "aria-atomic": "false" }, h("strong", {}, "⚠ "), state.trouble ? trouble : silent);
-}
-
-function tide() {
-  const { samples, windowS } = state.series;
-  const sample = samples[cursorIndex()];
-  const choices = Object.entries(WINDOWS).map(([name, s]) =>
-    h("button", { type: "button", "aria-pressed": String(s === windowS), onclick: () => chooseWindow(s) }, name),
-  );
-  return h("section", { key: "tide", class: "card tide", "aria-label": "Tide chart" }, [
-    h("div", { class: "card-head" }, h("h2", {}, "The tide"), h("div", { class: "windows", role: "group", "aria-label": "Time shown" }, choices)),
-    h("div", { class: "tide-body" }, [
-      h("div", chartProps(sample), sample && state.chartWidth > 0 && tideChart({ samples, windowS, width: state.chartWidth, cursor: state.cursorS === null ? null : sample })),
-      sample ? readout(samples, sample, when()) : h("p", { class: "none" }, "No samples yet: there is one a second."),
-    ]),
-  ]);
-}
-
-function when() {
-  if (state.cursorS !== null) return "at the cursor";
-  return state.failures ? "when last seen" : "now";
-}
-
-function chartProps(sample) {
-  const { samples } = state.series;
+function context() {
   return {
-    id: "chart",
-    class: "chart",
-    role: "slider",
-    tabindex: "0",
-    "aria-label": "Time cursor of the tide chart",
-    "aria-valuemin": 0,
-    "aria-valuemax": Math.max(0, samples.length - 1),
-    "aria-valuenow": Math.max(0, cursorIndex()),
-    "aria-valuetext": sample ? inWords(sample) : "no samples yet",
-    onpointermove: moveCursor,
-    onpointerdown: moveCursor,
-    onpointerleave: clearCursor,
-    onkeydown: keyCursor,
+    nowS: Date.now() / 1000,
+    me: state.me,
+    params: state.route.params,
+    local: state.page.local,
+    series: state.series,
+    newest: state.series.samples.at(-1),
+    cursor: state.cursor,
+    width: state.width,
+    silent: state.failures > 0,
+    copied: state.copied,
+    copy,
+    render,
+    chooseWindow,
+    open: openPanel,
+    close: closePanel,
+    go: (params) => visit({ ...current(), params }),
+    act: (action) => {
+      state.dialog = { action, values: firstValues(action) };
+      render();
+    },
+    send: (method, path, body, type) => send(state.token, method, path, body, type),
+    reload: () => {
+      state.page.slot.stale = true;
+      render();
+      refresh();
+    },
   };
 }
 
-function clearCursor() {
-  state.cursorS = null;
-  render();
+function content(ctx) {
+  const { page, slot } = state.page;
+  if (slot.error) return h("p", { key: "error", class: "card note bad", role: "status" }, slot.error);
+  if (slot.data === undefined) return h("p", { key: "asking", class: "card none", role: "status" }, "Asking the cell …");
+  return page.view(slot.data, ctx);
 }
 
-function inWords(sample) {
-  const bands = Object.entries(sample.reserved_by_band ?? {}).map(([band, millis]) => `${band} ${cores(millis)}`);
-  return `${new Date(sample.at_s * 1000).toLocaleTimeString("en-GB")}: ${bands.join(", ") || "nothing reserved"} of ${cores(sample.capacity_cpu_millis)} cores`;
-}
-
-function page() {
-  const { known, series } = state;
-  const nowS = Date.now() / 1000;
-  const newest = series.samples.at(-1);
+function frame() {
+  const ctx = context();
+  const { page, slot } = state.page;
+  document.title = `${page.title} · Tidecell`;
+  const known = page === overview ? slot.data?.machines : page === machines ? slot.data : state.machines;
+  state.machines = known ?? state.machines;
   return [
-    header(known, nowS, state.failures > 0),
-    banner(),
-    known.cell?.repair && h("p", { key: "repair", class: "banner", role: "status" }, `The journal was repaired: ${known.cell.repair}`),
-    h("main", { key: "main", class: state.failures ? "stale" : "" }, [
-      tide(),
-      h("div", { key: "tables", class: "tables" }, [
-        h("div", { key: "work", class: "column" }, servicesTable(known, newest, openPanel), jobsTable(known, newest, openPanel, nowS), planCard(state.plan, askPlan)),
-        h("div", { key: "cell", class: "column" }, machinesTable(known), teamsTable(known), eventsTable(known)),
-      ]),
-    ]),
-    state.panel && jobPanel(state.panel, closePanel, nowS),
+    h("a", { key: "skip", class: "skip", href: "#main", onclick: skip }, "Skip to the content"),
+    header({ ...ctx, cell: state.cell, machines: state.machines }),
+    navigation(PAGES, page, state.cell),
+    banner(state),
+    state.cell?.repair && h("p", { key: "repair", class: "banner", role: "status" }, `The journal was repaired: ${state.cell.repair}`),
+    h("main", { key: `main-${page.name}`, id: "main", tabindex: "-1", "aria-label": page.title, class: state.failures ? "stale" : "" }, content(ctx), source(page)),
+    state.panel && jobPanel(state.panel, ctx),
+    state.dialog && actionDialog(state.dialog, dialogCalls),
   ];
 }
 
+function skip(event) {
+  event.preventDefault();
+  document.getElementById("main").focus();
+}
+
 function render() {
-  patch(app, h("div", {}, state.token ? page() : tokenForm()).children);
+  patch(app, h("div", {}, state.token ? frame() : tokenForm(state.refused, enterToken)).children);
   if (!state.token && document.activeElement === document.body) document.getElementById("token").focus();
-  const chart = document.getElementById("chart");
-  if (chart && chart !== watched) {
-    watched = chart;
-    resizes.observe(chart);
-  }
+  const dialog = document.getElementById("dialog");
+  if (dialog && !dialog.open) dialog.showModal();
+  const chart = document.getElementById("chart") ?? document.getElementById("usage-chart");
+  if (chart === watched) return;
+  if (watched) resizes.unobserve(watched);
+  watched = chart;
+  if (chart) resizes.observe(chart);
 }
 
 let watched = null;
 const resizes = new ResizeObserver(([entry]) => {
   const width = Math.round(entry.contentRect.width);
-  if (width === state.chartWidth) return;
-  state.chartWidth = width;
+  if (width === state.width || !width) return;
+  state.width = width;
   render();
 });
 
-document.addEventListener("visibilitychange", () => document.hidden || poll());
-document.addEventListener("keydown", (event) => event.key === "Escape" && state.panel && closePanel());
-// A link with another token may be opened in a tab that shows the console already.
-window.addEventListener("hashchange", () => {
-  state.token = takeToken();
-  poll();
+document.addEventListener("visibilitychange", poll);
+document.addEventListener("keydown", (event) => event.key === "Escape" && state.panel && !state.dialog && closePanel());
+window.addEventListener("popstate", () => {
+  // A link with another token may be opened in a tab that shows the console already.
+  const token = takeToken();
+  if (token !== state.token) Object.assign(state, { token, me: null, page: null });
+  arrive(state.page?.page);
 });
 // Ages go on counting while the control plane is silent.
-setInterval(() => state.failures && render(), 1000);
+setInterval(() => state.failures && !document.hidden && render(), 1000);
+follow();
 render();
 poll();

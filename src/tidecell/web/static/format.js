@@ -5,6 +5,9 @@ export const BANDS = ["monitoring", "production", "batch", "best-effort"];
 export const number = (value, digits = 0) =>
   (value ?? 0).toLocaleString("en", { maximumFractionDigits: digits });
 
+// With so many digits as tell it apart from 0: for sums that may be tiny.
+export const fine = (value) => (value ?? 0).toLocaleString("en", { maximumSignificantDigits: 3 });
+
 export const cores = (millis) => number((millis ?? 0) / 1000, 2);
 
 export function bytes(count) {
@@ -39,3 +42,8 @@ export const clock = (at_s, withSeconds = true) =>
 export const replicas = (r) => (r.min === r.max ? `${r.min}` : `${r.min}..${r.max}`);
 
 export const plural = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+
+export const day = (at_s) => new Date(at_s * 1000).toLocaleDateString("sv-SE");
+
+// A moment in the past or to come, in words.
+export const ago = (at_s, nowS) => (at_s > nowS ? `in ${duration(at_s - nowS)}` : `${duration(nowS - at_s)} ago`);

@@ -1,32 +1,64 @@
-// The plan box: a spec in, what applying it would do out. The same answer as `tide plan`; nothing is committed.
+// The plan page: a spec in, what applying it would do out. The same answer as `tide plan`; nothing is committed.
 
 import { h } from "./dom.js";
 import { plural } from "./format.js";
+import { card, cell, head, num, plainTable, reasons, sub, wide } from "./ui.js";
 
 const EXAMPLE = "kind: job\nname: try\nrun: python train.py\nresources: {cpu: 2}\nreplicas: {min: 1, max: 4}\n";
 
-export function planCard({ asking, view, error }, submit) {
-  return h("section", { key: "plan", class: "card plan", "aria-label": "Plan" }, [
-    h("h2", {}, "Plan"),
-    h("form", { onsubmit: submit }, [
-      h("label", { for: "spec" }, "What would happen if this spec were applied now? Nothing is committed."),
-      h("textarea", { id: "spec", name: "spec", rows: "7", spellcheck: "false", placeholder: EXAMPLE }),
-      h("button", { type: "submit", disabled: asking }, asking ? "Asking …" : "Show the plan"),
-    ]),
-    h("div", { role: "status" }, error ? h("pre", { class: "note bad" }, error) : view && answer(view)),
-  ]);
+export const plan = {
+  name: "plan",
+  title: "Plan",
+  api: "POST /v1/plan",
+  cli: "tide plan -f FILE",
+  every: Infinity,
+  still: Infinity,
+  load: async () => ({}),
+  view(_, ctx) {
+    const { asking, view, error } = ctx.local;
+    return card("Plan", [
+      h("form", { onsubmit: (event) => ask(event, ctx) }, [
+        h("label", { for: "spec" }, "What would happen if this spec were applied now? Nothing is committed."),
+        h("textarea", { id: "spec", name: "spec", rows: "12", spellcheck: "false", placeholder: EXAMPLE, required: true }),
+        h("button", { type: "submit", class: "small primary", disabled: asking }, asking ? "Asking …" : "Show the plan"),
+      ]),
+      h("div", { role: "status" }, error ? h("pre", { class: "note bad" }, error) : view ? answer(view) : h("p", { class: "none" }, "Type or paste a spec (docs/spec.md); with several, put --- between them.")),
+    ]);
+  },
+};
+
+async function ask(event, ctx) {
+  event.preventDefault();
+  const { local } = ctx;
+  const spec = new FormData(event.target).get("spec");
+  Object.assign(local, { asking: true, view: null, error: "" });
+  ctx.render();
+  try {
+    local.view = await ctx.send("POST", "/v1/plan", spec, "application/yaml");
+  } catch (error) {
+    local.error = error.status ? error.message : "The control plane does not answer. Ask again when it is back.";
+  }
+  local.asking = false;
+  ctx.render();
 }
 
 function answer(view) {
   return [
     h("p", {}, h("b", {}, view.starts ? "Everything starts now. " : "Not everything starts now. "), (view.changes ?? []).join("; ")),
-    part("Starts", view.placements, (p) => `${p.job} replica ${p.index} on ${p.machine}`),
-    part("Gives way", view.victims, (v) =>
-      `${v.job} replica ${v.index} on ${v.machine}: ${v.action === "shrink" ? `${plural(v.new_size, "replica")} remain${v.new_size === 1 ? "s" : ""}` : "evicted"}, loses ${v.loses}`),
-    part("Waits", view.waits, (w) => [h("b", {}, w.job), " ", w.reasons.map((r) => h("span", { class: "reason" }, r)), h("span", { class: "sub" }, ` ${w.detail}`)]),
+    part("Starts", ["Job", ">Replica", "Machine"], view.placements, (p) => [head(p.job), num(p.index), cell(p.machine)]),
+    part("Gives way", ["Job", ">Replica", "Machine", "What happens", "Loses"], view.victims, (v) => [
+      head(v.job),
+      num(v.index),
+      cell(v.machine),
+      cell(v.action === "shrink" ? `shrinks: ${plural(v.new_size, "replica")} remain${v.new_size === 1 ? "s" : ""}` : "is evicted"),
+      wide(v.loses),
+    ]),
+    part("Waits", ["Job", ">Replicas", "For"], view.waits, (w) => [head(w.job), num(w.num_tasks ?? 1), wide(reasons(w.reasons), sub(w.detail))]),
+    view.seq > 0 && h("p", { class: "sub" }, `Asked of the cell as it was at event ${view.seq}.`),
   ];
 }
 
-function part(title, rows, line) {
-  return rows?.length ? [h("h4", {}, title), h("ul", {}, rows.map((r) => h("li", {}, line(r))))] : null;
+function part(title, heads, rows, line) {
+  if (!rows?.length) return null;
+  return [h("h3", {}, `${title} (${rows.length})`), plainTable(title, heads, rows.map((r, i) => h("tr", { key: i }, line(r))))];
 }
