@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
@@ -26,8 +27,11 @@ from tidecell.structs.tenant import (
 )
 
 
-def gate_of(state: CellState, now_s: float) -> Gate | None:
-    """Return the gate over the state as it is; None where there is no policy."""
+def gate_of(state: CellState, now_s: float, apart: str = "") -> Gate | None:
+    """Return the gate over the state as it is; None where there is no policy.
+
+    ``apart``: uid of a job of which only those tasks count that leave.
+    """
     if state.policy is None:
         return None
     capacity = Resources()
@@ -37,7 +41,10 @@ def gate_of(state: CellState, now_s: float) -> Gate | None:
     gate = Gate(state.policy, now_s, capacity)
     for job in state.live_jobs():
         if job.num_active:
-            gate.count(view_of(job))
+            view = view_of(job)
+            if job.uid == apart:
+                view = replace(view, tasks=tuple(t for t in view.tasks if t.leaving))
+            gate.count(view)
     for (uid, index), claim in sorted(state.claims.items()):
         if uid in state.jobs:
             gate.claim(view_of(state.jobs[uid]), index, claim.resources)
@@ -166,6 +173,26 @@ def _at(spec: JobSpec, word: str) -> JobSpec:
 # --------------------------------------------------------------------------------------- on a change
 
 
+def growth_block(
+    state: CellState, job: Job, spec: JobSpec, sizes: Mapping[int, Resources], now_s: float
+) -> str:
+    """Return why quota does not cover a job whose running replicas hold these sizes; empty if it does."""
+    gate = gate_of(state, now_s, apart=job.uid)
+    if gate is None or not is_charged(spec):
+        return ""
+    view = replace(view_of(job), spec=spec)
+    staying = [t for t in view.tasks if not t.leaving]
+    missing = spec.replicas.min - len(view.done)
+    for number, task in enumerate(staying, 1):
+        held = replace(task, resources=sizes.get(task.index, task.resources))
+        above = number > missing
+        block = gate.check_held(replace(view, tasks=(held,)), above)
+        if block is not None:
+            return block.text
+        gate.admit(view, task.index, held.resources, above)
+    return ""
+
+
 def begin_periods(policy: Policy, known: Policy | None, now_s: float) -> Policy:
     """Return the policy with a beginning for every period that names none: that of before, or now.
 
@@ -203,4 +230,12 @@ def check_priority(state: CellState, job: Job, priority: Priority, now_s: float)
         )
 
 
-__all__ = ["begin_periods", "check_priority", "check_quota", "gate_of", "most_ever", "view_of"]
+__all__ = [
+    "begin_periods",
+    "check_priority",
+    "check_quota",
+    "gate_of",
+    "growth_block",
+    "most_ever",
+    "view_of",
+]

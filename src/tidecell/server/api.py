@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from tidecell import __version__
 from tidecell.cell.past import history_of
+from tidecell.cell.resizing import plan_resize
 from tidecell.cell.rollout import rollout_text
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import Job
@@ -41,7 +42,7 @@ from tidecell.server.accounts import OPERATIONS as ACCOUNT_OPERATIONS
 from tidecell.server.accounts import AccountsApi
 from tidecell.server.control import ControlPlane
 from tidecell.server.lifecycle_api import OPERATIONS as LIFECYCLE_OPERATIONS
-from tidecell.server.lifecycle_api import LifecycleApi, continued, who
+from tidecell.server.lifecycle_api import LifecycleApi, continued, in_use, resized, who
 from tidecell.server.logs import LogChunk, LogReader
 from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_document
 from tidecell.server.snapshot import OPERATIONS as SNAPSHOT_OPERATIONS
@@ -61,6 +62,7 @@ from tidecell.structs.errors import (
 )
 from tidecell.structs.job import JobSpec, Priority, Replicas
 from tidecell.structs.labels import LABEL_HINT, parse_labels, passes
+from tidecell.structs.lifecycle import SpecChanged
 from tidecell.structs.messages import JobChanged, JobHoldRequested, JobStopRequested, JobSubmitted
 from tidecell.web.app import routes as console_routes
 
@@ -73,10 +75,18 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Change(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What may be changed on a live job."""
+    """What may be changed on a live job.
+
+    Attributes:
+        cpu_millis: Of each replica, as ``memory_bytes`` (0: no limit).
+        restart: Replicas may be started again where they cannot be resized as they run.
+    """
 
     replicas: Replicas | None = None
     priority: Priority | None = None
+    cpu_millis: int | None = None
+    memory_bytes: int | None = None
+    restart: bool = False
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -223,7 +233,12 @@ class Api:
     async def change(self, request: Request) -> Response:
         job = self._job(request)
         change = await self._body(request, Change)
-        await self._control.ask(JobChanged(job.spec.name, change.replicas, change.priority))
+        if change.replicas is not None or change.priority is not None:
+            await self._control.ask(JobChanged(job.spec.name, change.replicas, change.priority))
+        if change.cpu_millis is not None or change.memory_bytes is not None:
+            spec = resized(job.spec, change.cpu_millis, change.memory_bytes)
+            use = in_use(job, self._control.measurements.use)
+            await self._control.ask(SpecChanged(spec, who(request), use, change.restart))
         return _json(self.status(self._job(request)))
 
     async def stop(self, request: Request) -> Response:
@@ -266,12 +281,24 @@ class Api:
         for spec in specs:
             known = self._control.find(spec.name)
             if known is not None and known.live:
-                changes.append(_change_text(known, continued(known, spec)))
+                changes.append(self._change_text(known, continued(known, spec)))
             else:
                 changes.append(f"create {spec.name}")
                 fresh.append(spec)
         snapshot = take_snapshot(self._control.state, time.time())
         return _json(explain_plan(snapshot, fresh, tuple(changes)))
+
+    def _change_text(self, job: Job, spec: JobSpec) -> str:
+        """Say what applying a spec changes on a live job, and what that takes."""
+        diff = spec_diff(job.spec, spec)
+        if not diff:
+            return f"unchanged {spec.name}"
+        use = in_use(job, self._control.measurements.use)
+        resizing = plan_resize(self._control.state, job, spec, time.time(), use)
+        restarts = restart_fields(job.spec, spec) and bool(job.staying_tasks()) and spec.array is None
+        how = rollout_text(job, spec) if restarts and resizing.resized is None else "in place"
+        why = f", since {resizing.obstacle}" if resizing.obstacle else ""
+        return f"change {spec.name}, {how}{why}: {'; '.join(diff)}"
 
     async def _planned_specs(self, request: Request) -> list[JobSpec]:
         """Specs as the client checked them, or a YAML text as a person wrote it."""
@@ -332,16 +359,6 @@ class Api:
         return _json(openapi_document((*every, *USER_OPERATIONS)))
 
 
-def _change_text(job: Job, spec: JobSpec) -> str:
-    """Say what applying a spec changes on a live job, and what that takes."""
-    diff = spec_diff(job.spec, spec)
-    if not diff:
-        return f"unchanged {spec.name}"
-    restarts = restart_fields(job.spec, spec) and bool(job.staying_tasks()) and spec.array is None
-    how = rollout_text(job, spec) if restarts else "in place"
-    return f"change {spec.name}, {how}: {'; '.join(diff)}"
-
-
 def _log_line(chunk: LogChunk) -> bytes:
     return _encode(chunk) + b"\n"
 
@@ -394,7 +411,7 @@ OPERATIONS = (
         "GET", "/v1/jobs/{name}", "One job, at once or when it is done", JobStatus, parameters=_WAIT_QUERY
     ),
     Operation(
-        "PATCH", "/v1/jobs/{name}", "Change replicas or priority of a live job", JobStatus, body=Change
+        "PATCH", "/v1/jobs/{name}", "Change replicas, priority or size of a live job", JobStatus, body=Change
     ),
     Operation(
         "DELETE",
