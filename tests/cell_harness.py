@@ -125,7 +125,7 @@ class Process:
     command: StartTask
     up: bool = False
     stop_by_s: float | None = None
-    resources: Resources = Resources()
+    resources: Resources | None = None
 
 
 @dataclass

@@ -145,7 +145,7 @@ def _version(e: JobRevised) -> str:
     sizes: dict[str, list[str]] = {}
     for grant in e.resized:
         sizes.setdefault(grant.resources.describe(), []).append(str(grant.index))
-    held = [f"{_replicas(who)} now {'hold' if len(who) > 1 else 'holds'} {what}" for what, who in sizes.items()]
+    held = [f"{_replicas(who)} now with {what}" for what, who in sizes.items()]
     return f"version {e.version}{_by(e.who)}{why}" + (f"; {', '.join(held)}, in place" if held else "")
 
 

@@ -65,12 +65,15 @@ def view_of(job: Job) -> JobView:
 # ------------------------------------------------------------------------------------- at submission
 
 
-def check_quota(state: CellState, spec: JobSpec, now_s: float) -> None:
-    """Raise RefusedError if the job's team is unknown, or its quota could never cover the job's gang."""
+def check_quota(state: CellState, spec: JobSpec, now_s: float, by: str = "") -> None:
+    """Raise RefusedError if the job's team is unknown, or its quota could never cover the job's gang.
+
+    ``by``: user who submits it, and must be of the team; empty: nobody has to be asked.
+    """
     policy = state.policy
     if policy is None:
         return
-    team = _team(policy, spec)
+    team = _team(policy, spec, by)
     if not is_charged(spec):
         return
     if team is None:
@@ -88,7 +91,7 @@ def check_quota(state: CellState, spec: JobSpec, now_s: float) -> None:
             raise _exceeds(gate, policy, team, view, component, amount, most)
 
 
-def _team(policy: Policy, spec: JobSpec) -> Team | None:
+def _team(policy: Policy, spec: JobSpec, user: str) -> Team | None:
     if spec.team:
         team = policy.team(spec.team)
         if team is None:
@@ -96,7 +99,6 @@ def _team(policy: Policy, spec: JobSpec) -> Team | None:
             near = difflib.get_close_matches(spec.team, names, 1, 0.6)
             hint = f"did you mean '{near[0]}'?" if near else f"teams are {', '.join(names) or 'none'}"
             raise RefusedError(f"job '{spec.name}' is of team '{spec.team}', which is not known", hint)
-        user = spec.labels.get("user", "")
         if team.users and user and user not in team.users:
             mine = policy.of_user(user)
             hint = f"yours is '{mine.name}'" if mine else "ask whoever keeps the quota file to add you"

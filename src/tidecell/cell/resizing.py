@@ -115,8 +115,9 @@ def check_in_place(job: Job, spec: JobSpec, resizing: Resizing) -> None:
     """Raise ConflictError if replicas would have to be started again for a changed spec."""
     if resizing.resized is not None or not job.staying_tasks() or not restart_fields(job.spec, spec):
         return
+    why = resizing.obstacle or "its program changes too"
     raise ConflictError(
-        f"job '{spec.name}' cannot be resized while it runs: {resizing.obstacle or 'its program changes too'}",
+        f"job '{spec.name}' cannot be resized while it runs: {why}",
         f"ask for less, make room, or let it start again: tide resize {spec.name} ... --restart",
     )
 

@@ -24,6 +24,7 @@ from tidecell.cell.resizing import check_in_place, plan_resize, resize_command, 
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.verify import verify_plan
 from tidecell.cell.versions import earlier, restored, revise, spec_of
+from tidecell.structs.access import OWNER
 from tidecell.structs.errors import ConflictError, NotFoundError, RefusedError
 from tidecell.structs.job import Cause, JobSpec, Replicas, TaskState
 from tidecell.structs.lifecycle import (
@@ -111,7 +112,9 @@ def _control_started(state: CellState, message: ControlStarted, now_s: float) ->
 
 def _submitted(state: CellState, message: JobSubmitted, now_s: float) -> Decision:
     check_admissible(state, message.spec)
-    check_quota(state, message.spec, now_s)
+    # Whoever owns the cell may submit for anybody; a live job's user was asked when it was submitted.
+    by = "" if message.who == OWNER else message.spec.labels.get("user", "")
+    check_quota(state, message.spec, now_s, by)
     number = state.counters.get(message.spec.name, 0) + 1
     uid = f"{message.spec.name}.{number}"
     needs = resolve_needs(state, message.spec)

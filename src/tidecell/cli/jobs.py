@@ -325,7 +325,7 @@ def scale(name: str, replicas: str) -> None:
 @click.argument("name")
 @click.option("--cpu", default="", help="Cores of each replica, for example 2 or 500m.")
 @click.option("--memory", default="", help="Memory of each replica, for example 4GB; 0: no limit.")
-@click.option("--restart", is_flag=True, help="Start replicas again where they cannot be resized as they run.")
+@click.option("--restart", is_flag=True, help="Start replicas again if they cannot be resized as they run.")
 def resize(name: str, cpu: str, memory: str, restart: bool) -> None:
     """Change the cpu and memory of a job's replicas while they run: tide resize train --memory 8GB"""
     if not cpu and not memory:

@@ -25,7 +25,7 @@ class SpecChanged(Input, frozen=True, tag=True):
 
     spec: JobSpec
     who: str = ""
-    in_use: dict[int, int] = {}
+    in_use: dict[int, int] = msgspec.field(default_factory=dict)
     restart: bool = True
 
 
@@ -35,7 +35,7 @@ class RollbackRequested(Input, frozen=True, tag=True):
     name: str
     version: int = 0
     who: str = ""
-    in_use: dict[int, int] = {}
+    in_use: dict[int, int] = msgspec.field(default_factory=dict)
 
 
 class PromoteRequested(Input, frozen=True, tag=True):
