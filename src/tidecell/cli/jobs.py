@@ -15,6 +15,7 @@ from tidecell.cli.show import (
     ago,
     clock,
     err,
+    journal_text,
     make_table,
     moment,
     out,
@@ -144,9 +145,7 @@ def _print_cell(cell: CellStatus, client: Client) -> None:
     out.print(f"control plane  up, {since}   {cell.control_url}")
     out.print(f"router         {up(cell.router_up)}   {cell.router_url}")
     out.print(f"agent          {up(cell.agent_up)}   isolation: {cell.isolation}")
-    out.print(
-        f"journal        {cell.journal_seq} events" + (f"   repaired: {cell.repair}" if cell.repair else "")
-    )
+    out.print(f"journal        {journal_text(cell)}" + (f"   repaired: {cell.repair}" if cell.repair else ""))
     waiting = sum(1 for j in jobs if j.running < j.replicas.min)
     out.print(f"jobs           {len(jobs)} live, {waiting} waiting")
     out.print(f"home           {cell.home}")

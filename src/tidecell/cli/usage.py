@@ -56,6 +56,9 @@ def usage(by: str, since: str, until: str, every: str, as_json: bool, as_csv: bo
         raise TidecellError(f"--every {error.message}", error.hint) from error
     with Client.from_home() as client:
         view = client.usage(by, since_s, until_s, every_s)
+    if view.by_day_until_s:
+        day = time.strftime("%Y-%m-%d", time.gmtime(view.by_day_until_s))
+        err.print(f"note: before {day} (UTC) only whole days are known; events older than that are not kept")
     if parquet:
         write_parquet(view.rows, UsageRow, parquet)
         err.print(f"{len(view.rows)} rows in {parquet}")

@@ -250,7 +250,13 @@ class EventView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CellStatus(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The cell itself."""
+    """The cell itself.
+
+    Attributes:
+        journal_seq: Number of the newest event.
+        journal_since_s: When the oldest event happened that is kept; 0: there is none.
+        keep_events_s: For how long events are kept; 0: for ever.
+    """
 
     version: str
     epoch: int
@@ -264,6 +270,9 @@ class CellStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     isolation: str = ""
     repair: str = ""
     pid: int = 0
+    journal_bytes: int = 0
+    journal_since_s: float = 0.0
+    keep_events_s: float = 0.0
 
 
 class PlannedPlacement(msgspec.Struct, frozen=True):

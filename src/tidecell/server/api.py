@@ -184,6 +184,9 @@ class Api:
                 isolation=", ".join(sorted({m.spec.isolation for m in machines})),
                 repair=f"{repair.why}; kept at {repair.kept_at}" if repair is not None else "",
                 pid=control.pid,
+                journal_bytes=control.journal.size_bytes,
+                journal_since_s=control.journal.first_at_s(),
+                keep_events_s=control.config.keep_events_s,
             )
         )
 
