@@ -401,7 +401,7 @@ class Journal:
             return False
         upto = min(self.base.seq, first + SWEEP_RECORDS - 1)
         self._db.execute("DELETE FROM events WHERE seq <= ?", (upto,))
-        self._db.execute("PRAGMA incremental_vacuum").fetchall()
+        self._db.executescript("PRAGMA incremental_vacuum")  # execute would free one page only
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return True
 
