@@ -126,7 +126,7 @@ def test_what_is_folded_elsewhere_is_refused(tmp_path: Path):
     one, other = busy_cell(tmp_path / "a.db", 2), busy_cell(tmp_path / "b.db", 3)
     other.after(1.0)
     one.submit(job_spec("more"))
-    base = fold_before(tmp_path / "a.db", math.inf)
+    base = fold_before(tmp_path / "a.db", one.now_s + DAY_S)
     assert base is not None
     with pytest.raises(JournalError, match="is not of this journal"):
         other.journal.cut(base)
