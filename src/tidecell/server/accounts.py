@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import math
 import time
+import typing
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,10 +27,11 @@ from tidecell.server.control import ControlPlane
 from tidecell.server.openapi import Operation
 from tidecell.server.quota import quota_status
 from tidecell.structs.errors import NotFoundError, RefusedError
-from tidecell.structs.messages import JobAccepted, PolicyProposed
+from tidecell.structs.messages import AnyEvent, JobAccepted, PolicyProposed
 from tidecell.structs.tenant import Policy, Prices
 
 MAX_EVENTS = 10_000
+KINDS = {event.__name__.lower(): event.__name__ for event in typing.get_args(AnyEvent)}
 MAX_BODY_BYTES = 4 << 20
 MAX_STEPS = 10_000
 MAX_SAMPLES = 100_000  # a day at one a second; a longer time is thinned
@@ -102,11 +105,17 @@ class AccountsApi:
         """What happened: the newest that match, or the oldest after a number."""
         query = request.query_params
         limit = int(min(_number(request, "limit", 100), MAX_EVENTS))
+        if limit < 1:
+            raise RefusedError(f"limit={limit} is not above 0", f"write a number from 1 to {MAX_EVENTS}")
         after = int(_number(request, "after", -1))
         back_s = _number(request, "since", 0.0)
         since_s = time.time() - back_s if back_s else _number(request, "from", 0.0)
         until_s = _number(request, "until", math.inf)
         name, kind, team = query.get("job", ""), query.get("kind", ""), query.get("team", "")
+        if kind and kind.lower() not in KINDS:
+            near = difflib.get_close_matches(kind.lower(), KINDS, 1, 0.6)
+            known = f"did you mean {KINDS[near[0]]}?" if near else f"types are {', '.join(KINDS.values())}"
+            raise RefusedError(f"no event is of type {kind!r}", known)
         if kind or team or until_s < math.inf:
             path = self._control.home / "journal.db"
             wanted = _Wanted(name, kind, team, since_s, until_s)
