@@ -74,7 +74,7 @@ def test_where_a_machine_has_no_room_it_is_rolled_out() -> None:
     assert cell["web"].tasks[0].machine == cell["beside"].tasks[0].machine == "m0"
     spec = replace(cell["web"].spec, resources=Resources(1500))
     plan = plan_resize(cell.runtime.state, cell["web"], spec, cell.now_s)
-    assert (plan.resized, plan.obstacle) == (None, "m0 has 0 cpu free, and 0.5 are missing")
+    assert (plan.resized, plan.obstacle) == (None, "m0 has 0 cpu free, and 0.5 more are asked for")
     with pytest.raises(ConflictError, match=r"cannot be resized while it runs: m0 has 0 cpu free, and 0\.5"):
         cell.resize("web", 1.5, restart=False)
     cell.resize("web", 1.5)

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tidecell import __version__
+from tidecell.cell.admission import check_sound
 from tidecell.cell.past import history_of
 from tidecell.cell.resizing import plan_resize
 from tidecell.cell.rollout import rollout_text
@@ -211,7 +212,9 @@ class Api:
         return _items(self.status(job, places) for job in jobs if passes(job.spec.labels, tests))
 
     async def submit(self, request: Request) -> Response:
-        spec = owned_by_asker(await self._body(request, JobSpec), asker(request))
+        spec = await self._body(request, JobSpec)
+        check_sound(spec)
+        spec = owned_by_asker(spec, asker(request))
         spec = await self._control.admission.admit(spec, self._control.state)
         await self._control.ask(JobSubmitted(spec, who(request)))
         job = self._control.find(spec.name)

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tidecell.cell.admission import check_sound
 from tidecell.cell.state import Job
 from tidecell.client.views import DrainBody, JobStatus, MachineStatus, RollbackBody, VersionView
 from tidecell.server.control import ControlPlane
@@ -89,6 +90,7 @@ class LifecycleApi:
             raise RefusedError(
                 f"the spec is of '{spec.name}', not of '{job.spec.name}'", "send it to its own name"
             )
+        check_sound(spec)
         changed = continued(job, spec)
         use = in_use(job, self._control.measurements.use)
         await self._control.ask(SpecChanged(changed, who(request), use))
