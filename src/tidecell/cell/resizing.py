@@ -94,7 +94,8 @@ def _lack_of_room(state: CellState, wanted: list[tuple[Task, Resources]]) -> str
     for row, (cpu, memory) in sorted(growth.items()):
         free = _free(state, row)
         if cpu > max(0, free.cpu_millis):
-            return f"{row} has {format_cpu(max(0, free.cpu_millis))} cpu free, and {format_cpu(cpu)} more are asked for"
+            left = format_cpu(max(0, free.cpu_millis))
+            return f"{row} has {left} cpu free, and {format_cpu(cpu)} more are asked for"
         if memory > max(0, free.memory_bytes):
             left = format_bytes(max(0, free.memory_bytes))
             return f"{row} has {left} of memory free, and {format_bytes(memory)} more are asked for"
