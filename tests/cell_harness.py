@@ -20,6 +20,7 @@ from tidecell.cell.state import CellState, Job, Task, apply
 from tidecell.scheduler.snapshot import Snapshot
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import Band, JobSpec, Kind, Preemption, Priority, Replicas
+from tidecell.structs.lifecycle import ResizeTask
 from tidecell.structs.machine import Accelerator, MachineSpec
 from tidecell.structs.messages import (
     AnyEvent,
@@ -124,6 +125,7 @@ class Process:
     command: StartTask
     up: bool = False
     stop_by_s: float | None = None
+    resources: Resources | None = None
 
 
 @dataclass
@@ -138,7 +140,11 @@ class Engine:
             if getattr(command, "machine", "") not in self.attached:
                 continue  # lost on the way; reissued when the machine is seen again
             if isinstance(command, StartTask):
-                self.processes.setdefault(command.ref, Process(command))
+                process = self.processes.setdefault(command.ref, Process(command))
+                if process.command is command:
+                    process.resources = command.resources
+            elif isinstance(command, ResizeTask) and command.ref in self.processes:
+                self.processes[command.ref].resources = command.resources
             elif isinstance(command, StopTask) and command.ref in self.processes:
                 process = self.processes[command.ref]
                 deadline_s = now_s + command.grace_s

@@ -2,7 +2,7 @@
 
 ``@tidecell.job`` makes a function a job; ``apply``, ``plan``, ``why``, ``run`` and ``jobs`` are what the
 commands of these names do (``docs/python.md``). Inside a task, ``tidecell.notice()`` is None, or says that
-the task should leave, why and by when.
+the task should leave, why and by when; ``tidecell.resources()`` is what it may use now.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tidecell.sdk import Run, apply, job, jobs, plan, run, why
-    from tidecell.task_link import notice
+    from tidecell.task_link import notice, resources
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "apply", "job", "jobs", "notice", "plan", "run", "why"]
+__all__ = ["Run", "__version__", "apply", "job", "jobs", "notice", "plan", "resources", "run", "why"]
 
-_HOMES = {"notice": "tidecell.task_link"}  # all other names: tidecell.sdk
+_HOMES = {"notice": "tidecell.task_link", "resources": "tidecell.task_link"}  # all other names: tidecell.sdk
 
 
 def __getattr__(name: str) -> Any:

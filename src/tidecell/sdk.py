@@ -22,6 +22,7 @@ from tidecell import call
 from tidecell.client.client import Client, LogLine
 from tidecell.client.home import Home
 from tidecell.client.schema import parse_data, parse_file
+from tidecell.client.units import parse_size
 from tidecell.client.views import JobStatus, PlanView, WhyView
 from tidecell.scheduler.render import render_plan, render_why
 from tidecell.structs.errors import JobFailedError, TidecellError
@@ -107,6 +108,11 @@ class Run(Generic[R]):
     def scale(self, least: int, most: int | None = None) -> JobStatus:
         """Change its replicas: ``scale(4)``, or ``scale(2, 8)``."""
         return self._client.scale(self.name, least, most)
+
+    def resize(self, cpu: float | None = None, memory: str = "", restart: bool = False) -> JobStatus:
+        """Change its size while it runs: ``resize(2, "4GB")``; ``restart``: start again where it must."""
+        millis = None if cpu is None else round(1000 * cpu)
+        return self._client.resize(self.name, millis, parse_size(memory) if memory else None, restart)
 
     def stop(self, now: bool = False) -> JobStatus:
         """Stop it: notice, SIGTERM, and SIGKILL after its grace period (``now``: at once)."""

@@ -47,6 +47,19 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Granted:
+    """What a task may use, now: it may be given more or less while it runs.
+
+    Attributes:
+        cpu: Cores; what nobody else wants may be used beyond.
+        memory_bytes: Beyond this it is ended; 0: no limit.
+    """
+
+    cpu: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Member:
     """One member of an elastic group and where its peers meet it (``host:port``)."""
 
@@ -85,6 +98,7 @@ class AgentLink:
         self.index = index
         self.notice: Notice | None = None
         self.group: Membership | None = None
+        self.granted: Granted | None = None
         self.down_since: float | None = None
         self.changed = threading.Condition()
         self._hello = {"type": "hello", "uid": uid, "index": index, "attempt": attempt, "epoch": epoch}
@@ -213,6 +227,8 @@ class AgentLink:
         with self.changed:
             if kind == "notice":
                 self.notice = notice_from(message)
+            elif kind == "resources":
+                self.granted = Granted(float(message["cpu"]), int(message["memory_bytes"]))
             elif kind == "group" and (not self.group or message["generation"] > self.group.generation):
                 members = tuple(Member(m["index"], m["endpoint"]) for m in message["members"])
                 self.group = Membership(message["generation"], members)
@@ -251,3 +267,14 @@ def notice() -> Notice | None:
     SIGTERM only at half its grace period.
     """
     return agent_link().notice
+
+
+def resources() -> Granted | None:
+    """Return what this task may use of its machine at this moment; None outside of a cell.
+
+    The first call connects to the agent; what changes from then on is seen by the next.
+    """
+    told = agent_link().granted
+    if told is not None or "TIDECELL_CPU" not in os.environ:
+        return told
+    return Granted(float(os.environ["TIDECELL_CPU"]), int(os.environ["TIDECELL_MEMORY_BYTES"]))

@@ -193,7 +193,7 @@ def test_a_journal_of_a_newer_program_is_left_alone(tmp_path: Path):
     with pytest.raises(JournalError) as caught:
         Journal(path)
     assert caught.value.render() == (
-        f"error: the journal {path} has format 99; this program reads up to 2\n\n"
+        f"error: the journal {path} has format 99; this program reads up to 3\n\n"
         "hint: use the Tidecell version that wrote it, or a newer one"
     )
     assert path.read_bytes() == before

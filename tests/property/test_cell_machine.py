@@ -17,6 +17,7 @@ from cell_harness import Cell, Process, machine_spec
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
 from tidecell.cell.journal import Journal
 from tidecell.cell.reconcile import GANG_REPAIR_S, reconcile
@@ -47,7 +48,14 @@ from tidecell.structs.job import (
     TaskState,
     Update,
 )
-from tidecell.structs.lifecycle import DrainRequested, PromoteRequested, RollbackRequested, SpecChanged
+from tidecell.structs.lifecycle import (
+    DrainRequested,
+    JobRevised,
+    PromoteRequested,
+    ResizeTask,
+    RollbackRequested,
+    SpecChanged,
+)
 from tidecell.structs.messages import (
     Claim,
     ControlStarted,
@@ -369,6 +377,35 @@ class CellMachine(RuleBasedStateMachine):
     def prio(self, data: st.DataObject, priority: Priority) -> None:
         self.ask(JobChanged(self.some_job(data), priority=priority))
 
+    @rule(
+        data=st.data(),
+        cpu=st.sampled_from([250, 500, 1000, 1500, 2000, 4000]),
+        memory_gib=st.sampled_from([0, 0, 1, 8, 17]),
+        in_use=st.dictionaries(st.integers(0, 4), st.sampled_from([1 << 29, 1 << 32]), max_size=2),
+        restart=st.booleans(),
+    )
+    def resize(
+        self, data: st.DataObject, cpu: int, memory_gib: int, in_use: dict[int, int], restart: bool
+    ) -> None:
+        """In place or not at all, or with a restart; nobody who runs on loses what it uses."""
+        job = self.cell.state.find(self.some_job(data))
+        if job is None:
+            return
+        size = Resources(cpu, memory_gib << 30, job.spec.resources.gpu_millis)
+        before = {t.index: (t.epoch, t.resources) for t in job.staying_tasks()}
+        outcome = self.tick(SpecChanged(replace(job.spec, resources=size), "", in_use, restart))
+        assert outcome.errors[0] is None or isinstance(outcome.errors[0], TidecellError)
+        told = {c.ref.index: c.resources for c in outcome.commands if isinstance(c, ResizeTask)}
+        revised = [e for e in outcome.events if isinstance(e, JobRevised) and e.uid == job.uid]
+        for event in revised if not restart else []:
+            assert not event.rolls
+        for event in revised:
+            grants = {g.index: g.resources for g in event.resized}
+            assert told == (grants if not job.spec.is_alloc else {}), "every agent hears of it"
+            for index, granted in grants.items():
+                assert self.cell.state.jobs[job.uid].tasks[index].epoch == before[index][0]
+                assert not 0 < granted.memory_bytes < in_use.get(index, 0)
+
     @rule(policy=st.one_of(st.none(), policies))
     def set_policy(self, policy: Policy | None) -> None:
         """What runs goes on; what starts from now on is covered (checked at every start)."""
@@ -628,6 +665,14 @@ class CellMachine(RuleBasedStateMachine):
                 assert not job.extra
             if job.rollout is None and not self.cell.state.drains and job.stopping is None:
                 assert len(job.extra) == len(job.vacant), f"{job.uid} surges for nothing"
+
+    @invariant()
+    def agents_are_told_what_their_tasks_hold(self) -> None:
+        """Whoever is reached enforces what the cell believes; who was away hears it when it is back."""
+        for ref, process in self.cell.engine.processes.items():
+            task = self.cell.state.task(ref)
+            if task is not None and task.active and process.command.machine in self.cell.engine.attached:
+                assert process.resources == task.resources, f"{ref} is held to {process.resources}"
 
     @invariant()
     def a_closed_machine_takes_no_new_work(self) -> None:

@@ -21,6 +21,7 @@ from tidecell.structs.tenant import Prices
 GROUPS = ("team", "band", "job", "user")
 Key = tuple[str, str, str, str, float]  # team, band, job, user, beginning of the step
 _HOUR_S = 3600.0
+DAY_S = 86_400.0  # step of what is kept of events that are not
 _GIB = 1 << 30
 
 
@@ -37,6 +38,31 @@ class Sums:
     preemptions: int = 0
     starts: int = 0
 
+    def add(self, other: Sums) -> None:
+        """Add what another group held."""
+        for name in ("cpu_milli_s", "memory_byte_s", "requested_cpu_milli_s", "requested_gpu_milli_s"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for kind, amount in other.gpu_milli_s.items():
+            self.gpu_milli_s[kind] = self.gpu_milli_s.get(kind, 0.0) + amount
+        self.waited_s += other.waited_s
+        self.preemptions += other.preemptions
+        self.starts += other.starts
+
+
+@dataclass
+class Kept:
+    """What is left of events that are not kept any more.
+
+    Attributes:
+        state: The cell as they left it.
+        at_s: Up to when all is summed.
+        days: The sums, in steps of a day.
+    """
+
+    state: CellState
+    at_s: float
+    days: dict[Key, Sums]
+
 
 class Account:
     """Sums over the events of a journal, between two moments.
@@ -45,23 +71,38 @@ class Account:
         since_s: What was before does not count; the events before still have to be taken.
         until_s: Nor does what comes after.
         every_s: Cut the time into steps of this length, from the epoch on; 0: one sum.
+        kept: What came before the first event; of it every day counts that lies in part between the two.
     """
 
-    def __init__(self, since_s: float = 0.0, until_s: float = math.inf, every_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        since_s: float = 0.0,
+        until_s: float = math.inf,
+        every_s: float = 0.0,
+        kept: Kept | None = None,
+    ) -> None:
         self.sums: dict[Key, Sums] = {}
         self._since_s, self._until_s, self._every_s = since_s, until_s, every_s
-        self._state = CellState()
         self._last_s: dict[str, float] = {}
+        self.state = kept.state if kept is not None else CellState()
+        if kept is not None:
+            self._last_s = dict.fromkeys(self.state.live_uids, kept.at_s)
+            self._take_days(kept.days)
+
+    def _take_days(self, days: Mapping[Key, Sums]) -> None:
+        for key, day in days.items():
+            if key[4] + DAY_S > self._since_s and key[4] < self._until_s:
+                self.sums.setdefault((*key[:4], self._step(key[4])[0]), Sums()).add(day)
 
     def take(self, event: Event, at_s: float) -> None:
         """Take the next event of the journal."""
         uid = uid_of(event)
-        job = self._state.jobs.get(uid)
+        job = self.state.jobs.get(uid)
         if job is not None:
             self._settle(job, at_s)
             self._count(job, event, at_s)
-        apply(self._state, event, at_s)
-        job = self._state.jobs.get(uid)
+        apply(self.state, event, at_s)
+        job = self.state.jobs.get(uid)
         if job is not None and job.live:
             self._last_s[uid] = at_s
         else:
@@ -70,13 +111,13 @@ class Account:
     def close(self, at_s: float) -> dict[Key, Sums]:
         """Add up what live jobs hold until ``at_s``; return all sums."""
         for uid in list(self._last_s):
-            self._settle(self._state.jobs[uid], at_s)
+            self._settle(self.state.jobs[uid], at_s)
             self._last_s[uid] = at_s
         return self.sums
 
     def team_and_band(self, name: str) -> tuple[str, str, str]:
         """Return team, band and user of the newest run of that name, empty if it is not known."""
-        job = self._state.find(name)
+        job = self.state.find(name)
         return (*_group(job)[:2], _group(job)[3]) if job is not None else ("", "", "")
 
     # ---------------------------------------------------------------------------------- adding up
@@ -130,7 +171,7 @@ class Account:
         """Yield type and thousandths of each device; a share is of one, a larger grant of whole ones."""
         if not gpu_millis:
             return
-        known = self._state.machines.get(machine)
+        known = self.state.machines.get(machine)
         types = {a.index: a.type for a in known.spec.accelerators} if known is not None else {}
         for index in indices:
             yield types.get(index, job.spec.accelerator_type), min(gpu_millis, GPU)
@@ -219,4 +260,4 @@ def price_of(kind: str, prices: Prices) -> float:
     return prices.gpu_hour.get("", 0.0)
 
 
-__all__ = ["GROUPS", "Account", "Sums", "price_of", "uid_of", "usage_rows"]
+__all__ = ["DAY_S", "GROUPS", "Account", "Kept", "Sums", "price_of", "uid_of", "usage_rows"]

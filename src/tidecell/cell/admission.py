@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from msgspec.structs import replace
 
 from tidecell.cell.allocs import alloc_of, empty_envelopes
@@ -12,7 +14,18 @@ from tidecell.scheduler.gang import fits_empty
 from tidecell.scheduler.snapshot import JobView, TaskView
 from tidecell.scheduler.topology import num_that_fit
 from tidecell.structs.errors import ConflictError, RefusedError
-from tidecell.structs.job import JobSpec, Reason, Replicas, RetryOn, Shape, TaskState
+from tidecell.structs.job import (
+    MAX_REPLICAS,
+    NAME_HINT,
+    JobSpec,
+    Reason,
+    Replicas,
+    RetryOn,
+    Shape,
+    TaskState,
+    is_name,
+)
+from tidecell.structs.labels import is_label
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.placement import attributes_of
 from tidecell.structs.resources import GPU, Resources, format_bytes, format_cpu
@@ -33,6 +46,25 @@ def check_admissible(state: CellState, spec: JobSpec) -> None:
         )
     check_dependencies(state, spec)
     check_capacity(state, spec, spec.replicas)
+
+
+def check_sound(spec: JobSpec) -> None:
+    """Raise RefusedError if a spec says what none can mean; for those that come as JSON."""
+    if not is_name(spec.name):
+        raise RefusedError(f"{spec.name!r} is no name of a job", NAME_HINT)
+    least, most = spec.replicas.min, spec.replicas.max
+    times = (spec.grace_period_s, spec.min_runtime_s, spec.max_duration_s, spec.begin_s, spec.idle_timeout_s)
+    sizes = (*(shape.resources for shape in spec.shapes), *(size for _, _, size in spec.sizes))
+    wrong = (
+        (not 0 <= least <= most <= MAX_REPLICAS or most < 1, f"replicas {spec.replicas} are no range"),
+        (any(size.has_negative() for size in sizes), "resources are below 0"),
+        (not all(0 <= seconds < math.inf for seconds in times), "a time is below 0, or no number"),
+        (spec.name in spec.after, "it comes after itself"),
+        (not all(is_label(key) for key in spec.labels), "a label has an empty key, or =, ! or a comma in it"),
+    )
+    for bad, text in wrong:
+        if bad:
+            raise RefusedError(f"job '{spec.name}': {text}", "docs/spec.md says what each value may be")
 
 
 def check_dependencies(state: CellState, spec: JobSpec) -> None:

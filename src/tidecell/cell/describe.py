@@ -125,7 +125,7 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
         f"{e.claim.resources.describe()} on {e.claim.machine} held for replica {e.claim.index}"
     ),
     ClaimDropped: lambda e: f"capacity for replica {e.index} no longer held",
-    JobRevised: lambda e: f"version {e.version}" + _by(e.who) + (f": {e.why}" if e.why else ""),
+    JobRevised: lambda e: _version(e),
     RolloutPromoted: lambda e: "update promoted" + _by(e.who),
     RolloutAdvanced: lambda e: f"{e.healthy} replicas of the new version are healthy",
     RolloutHalted: lambda e: f"update halted: {e.message}",
@@ -143,3 +143,18 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
 
 def _by(who: str) -> str:
     return f" by {who}" if who else ""
+
+
+def _version(e: JobRevised) -> str:
+    why = f": {e.why}" if e.why else ""
+    sizes: dict[str, list[str]] = {}
+    for grant in e.resized:
+        sizes.setdefault(grant.resources.describe(), []).append(str(grant.index))
+    held = [f"{_replicas(who)} now with {what}" for what, who in sizes.items()]
+    return f"version {e.version}{_by(e.who)}{why}" + (f"; {', '.join(held)}, in place" if held else "")
+
+
+def _replicas(indices: list[str]) -> str:
+    if len(indices) > 8:
+        return f"{len(indices)} replicas"
+    return f"replica{'s' if len(indices) > 1 else ''} {' '.join(indices)}"

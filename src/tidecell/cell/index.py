@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tidecell.structs.lifecycle import JobRevised
 from tidecell.structs.messages import (
     Claim,
     ClaimDropped,
@@ -236,6 +237,8 @@ class Index:
             self._leave(job)
         else:
             self._weigh(job)
+        for grant in event.resized if isinstance(event, JobRevised) else ():
+            self._take_task(job, grant.index)
         if job.spec.is_alloc:
             self._see_machines()
         if self.changes is None:

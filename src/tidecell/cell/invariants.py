@@ -11,8 +11,9 @@ from tidecell.cell.index import Index
 from tidecell.cell.state import CellState, Job
 from tidecell.structs.errors import InvariantError
 from tidecell.structs.job import ACTIVE, TERMINAL, Band, Cause, TaskState
+from tidecell.structs.lifecycle import JobRevised
 from tidecell.structs.messages import Event, TaskNoticed, TaskPlaced, TaskRef
-from tidecell.structs.resources import GPU
+from tidecell.structs.resources import GPU, Resources
 from tidecell.structs.tenant import Policy, Team, is_charged, limit, team_of
 
 
@@ -38,7 +39,9 @@ def check_event(state: CellState, event: Event, now_s: float = 0.0) -> None:
     is still leaving; so this is checked when it is decided.
     """
     if isinstance(event, TaskPlaced) and state.policy is not None:
-        _quota(state, state.policy, event, now_s)
+        _quota(state, state.policy, state.jobs[event.ref.uid], event.resources, now_s)
+    if isinstance(event, JobRevised) and event.resized:
+        _resize(state, event, now_s)
     if isinstance(event, TaskNoticed):
         _budget(state, event)
     if not isinstance(event, TaskNoticed) or event.cause is not Cause.PREEMPT:
@@ -65,9 +68,22 @@ def _budget(state: CellState, event: TaskNoticed) -> None:
     )
 
 
-def _quota(state: CellState, policy: Policy, event: TaskPlaced, now_s: float) -> None:
+def _resize(state: CellState, event: JobRevised, now_s: float) -> None:
+    """2, 3. Whoever runs and gets more has its devices as they were, and quota for what it gets more."""
+    job = state.jobs[event.uid]
+    more = Resources()
+    for grant in event.resized:
+        task = job.tasks[grant.index]
+        _require(task.active and task.notice is None, f"{job.uid}/{task.index} is resized and leaves", job)
+        same = grant.resources.gpu_millis == task.resources.gpu_millis
+        _require(same, f"{job.uid}/{task.index} is resized to other accelerators", job)
+        more = more + grant.resources - task.resources
+    if state.policy is not None and event.spec.priority.band is job.spec.priority.band:
+        _quota(state, state.policy, job, more, now_s)
+
+
+def _quota(state: CellState, policy: Policy, job: Job, extra: Resources, now_s: float) -> None:
     """3. Admitted usage never exceeds quota: summed anew from every task, leaving ones included."""
-    job = state.jobs[event.ref.uid]
     if not is_charged(job.spec):
         return
     team = policy.team(team_of(job.spec))
@@ -75,9 +91,9 @@ def _quota(state: CellState, policy: Policy, event: TaskPlaced, now_s: float) ->
     mates = policy.cohort(team) if team is not None else ()
     _require(bool(mates), f"'{job.uid}' starts for team '{team_of(job.spec)}', which has no quota", job)
     for component in ("cpu", "memory", "gpu"):
-        more = {"cpu": event.resources.cpu_millis, "memory": event.resources.memory_bytes}
-        amount = more.get(component, event.resources.gpu_millis)
-        if not amount:
+        more = {"cpu": extra.cpu_millis, "memory": extra.memory_bytes}
+        amount = more.get(component, extra.gpu_millis)
+        if amount <= 0:
             continue
         used = {t.name: _used(state, t.name, word, component) for t in mates}
         used[team_of(job.spec)] += amount

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 from msgspec.structs import replace
 
@@ -26,8 +27,11 @@ from tidecell.structs.tenant import (
 )
 
 
-def gate_of(state: CellState, now_s: float) -> Gate | None:
-    """Return the gate over the state as it is; None where there is no policy."""
+def gate_of(state: CellState, now_s: float, apart: str = "") -> Gate | None:
+    """Return the gate over the state as it is; None where there is no policy.
+
+    ``apart``: uid of a job of which only those tasks count that leave.
+    """
     if state.policy is None:
         return None
     capacity = Resources()
@@ -37,7 +41,10 @@ def gate_of(state: CellState, now_s: float) -> Gate | None:
     gate = Gate(state.policy, now_s, capacity)
     for job in state.live_jobs():
         if job.num_active:
-            gate.count(view_of(job))
+            view = view_of(job)
+            if job.uid == apart:
+                view = replace(view, tasks=tuple(t for t in view.tasks if t.leaving))
+            gate.count(view)
     for (uid, index), claim in sorted(state.claims.items()):
         if uid in state.jobs:
             gate.claim(view_of(state.jobs[uid]), index, claim.resources)
@@ -58,12 +65,15 @@ def view_of(job: Job) -> JobView:
 # ------------------------------------------------------------------------------------- at submission
 
 
-def check_quota(state: CellState, spec: JobSpec, now_s: float) -> None:
-    """Raise RefusedError if the job's team is unknown, or its quota could never cover the job's gang."""
+def check_quota(state: CellState, spec: JobSpec, now_s: float, by: str = "") -> None:
+    """Raise RefusedError if the job's team is unknown, or its quota could never cover the job's gang.
+
+    ``by``: user who submits it, and must be of the team; empty: nobody has to be asked.
+    """
     policy = state.policy
     if policy is None:
         return
-    team = _team(policy, spec)
+    team = _team(policy, spec, by)
     if not is_charged(spec):
         return
     if team is None:
@@ -81,7 +91,7 @@ def check_quota(state: CellState, spec: JobSpec, now_s: float) -> None:
             raise _exceeds(gate, policy, team, view, component, amount, most)
 
 
-def _team(policy: Policy, spec: JobSpec) -> Team | None:
+def _team(policy: Policy, spec: JobSpec, user: str) -> Team | None:
     if spec.team:
         team = policy.team(spec.team)
         if team is None:
@@ -89,7 +99,6 @@ def _team(policy: Policy, spec: JobSpec) -> Team | None:
             near = difflib.get_close_matches(spec.team, names, 1, 0.6)
             hint = f"did you mean '{near[0]}'?" if near else f"teams are {', '.join(names) or 'none'}"
             raise RefusedError(f"job '{spec.name}' is of team '{spec.team}', which is not known", hint)
-        user = spec.labels.get("user", "")
         if team.users and user and user not in team.users:
             mine = policy.of_user(user)
             hint = f"yours is '{mine.name}'" if mine else "ask whoever keeps the quota file to add you"
@@ -166,6 +175,26 @@ def _at(spec: JobSpec, word: str) -> JobSpec:
 # --------------------------------------------------------------------------------------- on a change
 
 
+def growth_block(
+    state: CellState, job: Job, spec: JobSpec, sizes: Mapping[int, Resources], now_s: float
+) -> str:
+    """Return why quota does not cover a job whose running replicas hold these sizes; empty if it does."""
+    gate = gate_of(state, now_s, apart=job.uid)
+    if gate is None or not is_charged(spec):
+        return ""
+    view = replace(view_of(job), spec=spec)
+    staying = [t for t in view.tasks if not t.leaving]
+    missing = spec.replicas.min - len(view.done)
+    for number, task in enumerate(staying, 1):
+        held = replace(task, resources=sizes.get(task.index, task.resources))
+        above = number > missing
+        block = gate.check_held(replace(view, tasks=(held,)), above)
+        if block is not None:
+            return block.text
+        gate.admit(view, task.index, held.resources, above)
+    return ""
+
+
 def begin_periods(policy: Policy, known: Policy | None, now_s: float) -> Policy:
     """Return the policy with a beginning for every period that names none: that of before, or now.
 
@@ -203,4 +232,12 @@ def check_priority(state: CellState, job: Job, priority: Priority, now_s: float)
         )
 
 
-__all__ = ["begin_periods", "check_priority", "check_quota", "gate_of", "most_ever", "view_of"]
+__all__ = [
+    "begin_periods",
+    "check_priority",
+    "check_quota",
+    "gate_of",
+    "growth_block",
+    "most_ever",
+    "view_of",
+]

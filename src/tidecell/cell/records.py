@@ -55,6 +55,7 @@ class Task:
     ready_s: float = 0.0
     tried: dict[str, int] = field(default_factory=dict)  # failures by cause
     failed_on: tuple[str, ...] = ()
+    resized: bool = False  # since it was placed: its agent has to be told what it holds now
     num_preempted: int = 0  # without an hour between two of them
     last_preempted_s: float = 0.0
 

@@ -52,7 +52,10 @@ def _revised(state: CellState, event: JobRevised, at_s: float) -> None:
     # Without another program there is nothing to prove: it is as healthy as what runs.
     entry.stable = same and job.rollout is None and job.history[-1].stable
     job.history.append(entry)
-    if not same:  # what failed under the old program has not failed under the new one
+    for grant in event.resized:
+        task = job.tasks[grant.index]
+        task.resources, task.resized = grant.resources, True
+    if not same or event.resized:  # what failed under the old program has not failed under the new one
         for task in job.tasks:
             if not task.active:
                 task.failures, task.not_before_s, task.tried, task.failed_on = 0, 0.0, {}, ()

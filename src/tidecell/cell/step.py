@@ -20,14 +20,17 @@ from tidecell.cell.drains import closed_machines, note_drained, request_drain
 from tidecell.cell.endings import task_ended
 from tidecell.cell.losses import give_up_held, lost_tasks, release_at
 from tidecell.cell.quota import begin_periods, check_priority, check_quota
+from tidecell.cell.resizing import check_in_place, plan_resize, resize_command, resize_commands
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.verify import verify_plan
 from tidecell.cell.versions import earlier, restored, revise, spec_of
+from tidecell.structs.access import OWNER
 from tidecell.structs.errors import ConflictError, NotFoundError, RefusedError
 from tidecell.structs.job import Cause, JobSpec, Replicas, TaskState
 from tidecell.structs.lifecycle import (
     DrainRequested,
     JobIdle,
+    JobRevised,
     PromoteRequested,
     RollbackRequested,
     RolloutPromoted,
@@ -109,7 +112,9 @@ def _control_started(state: CellState, message: ControlStarted, now_s: float) ->
 
 def _submitted(state: CellState, message: JobSubmitted, now_s: float) -> Decision:
     check_admissible(state, message.spec)
-    check_quota(state, message.spec, now_s)
+    # Whoever owns the cell may submit for anybody; a live job's user was asked when it was submitted.
+    by = "" if message.who == OWNER else message.spec.labels.get("user", "")
+    check_quota(state, message.spec, now_s, by)
     number = state.counters.get(message.spec.name, 0) + 1
     uid = f"{message.spec.name}.{number}"
     needs = resolve_needs(state, message.spec)
@@ -156,8 +161,17 @@ def _changeable(state: CellState, name: str) -> Job:
 def _spec_changed(state: CellState, message: SpecChanged, now_s: float) -> Decision:
     job = _changeable(state, message.spec.name)
     _check_revised(state, job, message.spec, now_s)
-    event = revise(state, job, message.spec, message.who)
-    return Decision([event] if event is not None else [], touched={job.uid})
+    resizing = plan_resize(state, job, message.spec, now_s, message.in_use)
+    if not message.restart:
+        check_in_place(job, message.spec, resizing)
+    event = revise(state, job, message.spec, message.who, resized=resizing.resized)
+    return _revised(state, job, event)
+
+
+def _revised(state: CellState, job: Job, event: JobRevised | None) -> Decision:
+    if event is None:
+        return Decision(touched={job.uid})
+    return Decision([event], resize_commands(state, job, event), {job.uid})
 
 
 def _check_revised(state: CellState, job: Job, spec: JobSpec, now_s: float) -> None:
@@ -173,8 +187,8 @@ def _rollback(state: CellState, message: RollbackRequested, now_s: float) -> Dec
     why = f"rollback to version {version.number}"
     spec = restored(job, version)
     _check_revised(state, job, spec, now_s)
-    event = revise(state, job, spec, message.who, why, proven=version.stable)
-    return Decision([event] if event is not None else [], touched={job.uid})
+    resized = plan_resize(state, job, spec, now_s, message.in_use).resized
+    return _revised(state, job, revise(state, job, spec, message.who, why, version.stable, resized))
 
 
 def _promote(state: CellState, message: PromoteRequested, now_s: float) -> Decision:
@@ -244,6 +258,8 @@ def _machine_seen(state: CellState, message: MachineSeen, now_s: float) -> Decis
             continue
         if ref in running:
             running.discard(ref)
+            if task.resized:  # it may not have heard
+                decision.commands.append(resize_command(task, ref))
             if task.notice is not None and task.notice.stopping:
                 decision.commands.append(stop_command(job, task, ref, now_s))
         elif not task.started_s:

@@ -8,7 +8,8 @@ from tidecell.cell.admission import check_capacity, check_dependencies, resolve_
 from tidecell.cell.records import CellState, Job, Task, Version
 from tidecell.structs.errors import ConflictError, NotFoundError
 from tidecell.structs.job import JobSpec
-from tidecell.structs.lifecycle import JobRevised
+from tidecell.structs.lifecycle import JobRevised, Resize
+from tidecell.structs.resources import Resources
 
 # Fields that running tasks need not be started again for. What is not named here makes a new program.
 IN_PLACE = frozenset(
@@ -31,6 +32,23 @@ def restart_fields(old: JobSpec, new: JobSpec) -> list[str]:
     """Return the fields that differ and need another start."""
     fields = (f for f in old.__struct_fields__ if f not in IN_PLACE)
     return [f for f in fields if getattr(old, f) != getattr(new, f)]
+
+
+def without_sizes(spec: JobSpec) -> JobSpec:
+    """Return a spec without its cpu and memory: what two specs share that differ in sizes alone."""
+
+    def bare(resources: Resources) -> Resources:
+        return Resources(gpu_millis=resources.gpu_millis)
+
+    return replace(
+        spec,
+        resources=bare(spec.resources),
+        any_of=tuple(replace(shape, resources=bare(shape.resources)) for shape in spec.any_of),
+        tasks=tuple(
+            replace(own, resources=bare(own.resources)) if own.resources is not None else own
+            for own in spec.tasks
+        ),
+    )
 
 
 def versions(job: Job) -> list[Version]:
@@ -61,7 +79,13 @@ def is_outdated(job: Job, task: Task) -> bool:
 
 
 def revise(
-    state: CellState, job: Job, spec: JobSpec, who: str, why: str = "", proven: bool = False
+    state: CellState,
+    job: Job,
+    spec: JobSpec,
+    who: str,
+    why: str = "",
+    proven: bool = False,
+    resized: tuple[Resize, ...] | None = None,
 ) -> JobRevised | None:
     """Return the event that gives a live job this spec; None if it has it already.
 
@@ -72,6 +96,7 @@ def revise(
         who: Who asked for it.
         why: What for, if not for its own sake: a rollback, a revert.
         proven: It was healthy before: no canaries, and nothing to go back to.
+        resized: Running replicas that get its sizes where they are and keep their program; None: none can.
 
     Raises:
         ConflictError: Another kind or team is another job.
@@ -94,7 +119,7 @@ def revise(
     check_dependencies(state, spec)
     check_capacity(state, spec, spec.replicas)
     number = job.version + 1
-    program = _program(job, spec, number)
+    program = job.program if resized is not None else _program(job, spec, number)
     # Items of an array run once each: those that run finish as they are, later ones start as the new version.
     outdated = [t for t in job.staying_tasks() if t.program != program and spec.array is None]
     rolls = bool(outdated) or (job.rollout is not None and job.rollout.program != program)
@@ -110,13 +135,17 @@ def revise(
         rolls=rolls,
         revert_to=_last_good(job, program) if careful and spec.update.auto_revert else 0,
         canary=spec.update.canary if careful and spec.is_service and outdated else 0,
+        resized=resized or (),
     )
 
 
 def _program(job: Job, spec: JobSpec, number: int) -> int:
-    """Return the program of a spec: that of a version alike, else a new one."""
-    alike = [v for v in versions(job) if same_program(v.spec, spec)]
-    return alike[-1].program if alike else number
+    """Return the program of a spec: that of a version alike, else a new one.
+
+    A program's sizes may have changed while it ran; its tasks have those of its newest version.
+    """
+    newest = {v.program: v.spec for v in versions(job)}
+    return next((p for p, known in reversed(newest.items()) if same_program(known, spec)), number)
 
 
 def _last_good(job: Job, program: int) -> int:

@@ -11,7 +11,7 @@ from tidecell.cli import lifecycle
 from tidecell.cli.show import clock, err, out, print_json, print_table
 from tidecell.client.client import Client
 from tidecell.client.home import Config, Home
-from tidecell.client.units import parse_cpu, parse_size
+from tidecell.client.units import parse_cpu, parse_duration, parse_size
 from tidecell.client.views import MachineStatus
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.placement import is_key
@@ -35,6 +35,12 @@ from tidecell.structs.resources import format_bytes, format_cpu
     metavar="FILE|URL",
     help="Where a notice stands before this machine is taken away: then it drains.",
 )
+@click.option(
+    "--keep-events",
+    default="",
+    metavar="TIME|forever",
+    help="How long the event log goes back (default: as before, at first 90d).",
+)
 @click.option("--debug", is_flag=True, help="Check all invariants after every step.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def up(
@@ -47,24 +53,32 @@ def up(
     attrs: tuple[str, ...],
     holds: tuple[str, ...],
     interruption: str,
+    keep_events: str,
     debug: bool,
     as_json: bool,
 ) -> None:
     """Start the cell on this machine; what runs already is left alone."""
     home = Home()
     was_up = lifecycle.is_up(home)
+    before = home.config()
     config = Config(
         host=host,
         control_port=port,
         router_port=router_port,
-        machine=machine or home.config().machine,  # a cell that was named keeps its machine's name
+        machine=machine or before.machine,  # a cell that was named keeps its machine's name
         cpu_millis=_parsed(parse_cpu, cpu, "--cpu"),
         memory_bytes=_parsed(parse_size, memory, "--memory"),
         debug=debug,
         attributes=_attributes(attrs),
         holds=holds,
         interruption=interruption,
+        keep_events_s=_keep_events(keep_events) if keep_events else before.keep_events_s,
     )
+    if was_up and keep_events and config.keep_events_s != before.keep_events_s:
+        raise TidecellError(
+            f"--keep-events {keep_events}: the cell is up already and keeps them as before",
+            "tide down, then tide up with it; tasks start again",
+        )
     if host not in ("127.0.0.1", "localhost", "::1"):
         err.print(f"note: listening on {host}: whoever has the token can run commands as you", style="yellow")
     took_s = lifecycle.bring_up(home, home.config() if was_up else config)
@@ -102,6 +116,19 @@ def _attributes(texts: tuple[str, ...]) -> dict[str, str]:
             )
         found[key] = value
     return found
+
+
+def _keep_events(text: str) -> float:
+    """Read a time, at least a day; 0 is for ever."""
+    if text == "forever":
+        return 0.0
+    try:
+        keep_s = parse_duration(text)
+    except ValueError as error:
+        raise TidecellError(f"--keep-events {text}: {error}", "write for example 30d, or forever") from error
+    if keep_s < 86_400.0:
+        raise TidecellError(f"--keep-events {text}: less than a day", "write for example 30d, or forever")
+    return keep_s
 
 
 def _parsed(parse: Callable[[str], int], text: str, flag: str) -> int:

@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from tidecell.cli.show import out, print_json
+from tidecell.cell.journal import find_damage
+from tidecell.cli.show import journal_text, out, print_json
 from tidecell.client.client import Client
 from tidecell.client.home import Home
 from tidecell.engines import isolation
@@ -94,6 +95,7 @@ def _journal(path: Path) -> Finding:
             verdict = str(db.execute("PRAGMA quick_check").fetchone()[0])
             count = int(db.execute("SELECT count(*) FROM events").fetchone()[0])
         db.close()
+        verdict = find_damage(path) or verdict if verdict == "ok" else verdict
     except sqlite3.Error as error:
         return Finding("journal", False, str(error), "the next tide up moves what is damaged aside")
     return Finding("journal", verdict == "ok", f"{count} events, {verdict}", "the next tide up repairs it")
@@ -106,7 +108,7 @@ def _cell(home: Home) -> Iterator[Finding]:
     except TidecellError as error:
         yield Finding("cell", True, error.message, error.hint)
         return
-    yield Finding("control plane", True, f"epoch {cell.epoch}, {cell.journal_seq} events")
+    yield Finding("control plane", True, f"epoch {cell.epoch}, {journal_text(cell)}")
     yield Finding("agent", cell.agent_up, "attached" if cell.agent_up else "away", "tide up starts it again")
     yield Finding(
         "router", cell.router_up, cell.router_url if cell.router_up else "away", "see log/router.log"

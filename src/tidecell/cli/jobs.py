@@ -15,6 +15,7 @@ from tidecell.cli.show import (
     ago,
     clock,
     err,
+    journal_text,
     make_table,
     moment,
     out,
@@ -27,7 +28,7 @@ from tidecell.cli.show import (
 )
 from tidecell.client.client import Client
 from tidecell.client.schema import parse_priority, parse_replicas
-from tidecell.client.units import parse_duration
+from tidecell.client.units import parse_cpu, parse_duration, parse_size
 from tidecell.client.views import CellStatus, JobStatus
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.resources import format_bytes, format_cpu
@@ -144,9 +145,7 @@ def _print_cell(cell: CellStatus, client: Client) -> None:
     out.print(f"control plane  up, {since}   {cell.control_url}")
     out.print(f"router         {up(cell.router_up)}   {cell.router_url}")
     out.print(f"agent          {up(cell.agent_up)}   isolation: {cell.isolation}")
-    out.print(
-        f"journal        {cell.journal_seq} events" + (f"   repaired: {cell.repair}" if cell.repair else "")
-    )
+    out.print(f"journal        {journal_text(cell)}" + (f"   repaired: {cell.repair}" if cell.repair else ""))
     waiting = sum(1 for j in jobs if j.running < j.replicas.min)
     out.print(f"jobs           {len(jobs)} live, {waiting} waiting")
     out.print(f"home           {cell.home}")
@@ -319,6 +318,23 @@ def scale(name: str, replicas: str) -> None:
         out.print(f"{job.name}  at most {job.array.parallel} at once, {job.running} running")
     else:
         out.print(f"{job.name}  replicas {job.replicas}, {job.desired} wanted, {job.running} running")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--cpu", default="", help="Cores of each replica, for example 2 or 500m.")
+@click.option("--memory", default="", help="Memory of each replica, for example 4GB; 0: no limit.")
+@click.option("--restart", is_flag=True, help="Start replicas again if they cannot be resized as they run.")
+def resize(name: str, cpu: str, memory: str, restart: bool) -> None:
+    """Change the cpu and memory of a job's replicas while they run: tide resize train --memory 8GB"""
+    if not cpu and not memory:
+        raise TidecellError("the command names no size", "give --cpu, --memory or both")
+    cpu_millis = _value(parse_cpu, cpu, "--cpu") if cpu else None
+    memory_bytes = (0 if memory == "0" else _value(parse_size, memory, "--memory")) if memory else None
+    with Client.from_home() as client:
+        job = client.resize(name, cpu_millis, memory_bytes, restart)
+    how = f"  {job.update.text}" if job.update is not None else ""
+    out.print(f"{job.name}  each has {job.resources.describe()}{how}", highlight=False)
 
 
 @click.command()

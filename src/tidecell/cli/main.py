@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "hold": ("tidecell.cli.work", "hold", "Hold a job back"),
     "release": ("tidecell.cli.work", "release", "Let a job start that is held back"),
     "scale": ("tidecell.cli.jobs", "scale", "Change a job's replicas"),
+    "resize": ("tidecell.cli.jobs", "resize", "Change a job's cpu and memory while it runs"),
     "prio": ("tidecell.cli.jobs", "prio", "Change a job's priority"),
     "usage": ("tidecell.cli.usage", "usage", "Show who held how much, and what it costs"),
     "quota": ("tidecell.cli.quota", "quota", "Show or set what teams may use"),

@@ -26,6 +26,7 @@ from tidecell.client.units import (
 from tidecell.client.views import JobStatus
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import JobSpec, Replicas, Retry, RetryOn, TaskState
+from tidecell.structs.labels import is_label
 from tidecell.structs.work import Array, grid_size
 
 
@@ -44,6 +45,7 @@ from tidecell.structs.work import Array, grid_size
     "--priority", default="batch", show_default=True, help="A band, or a band and a number: batch+5."
 )
 @click.option("-e", "--env", multiple=True, metavar="K=V", help="Environment variable; may be repeated.")
+@click.option("-l", "--label", multiple=True, metavar="K=V", help="Label of the job; may be repeated.")
 @click.option("--workdir", default=".", help="Where it runs (default: here).")
 @click.option("--max-duration", default="", help="Stop it after so long, for example 2h.")
 @click.option("--retries", default=0, help="Start it again so often when it fails.")
@@ -58,6 +60,10 @@ def run(command: tuple[str, ...], detach: bool, **options: object) -> None:
 
     Its output comes here; the exit status is the command's. Ctrl-C stops it.
     """
+    if command[0].startswith("-"):
+        raise TidecellError(
+            f"there is no option '{command[0]}'", "tide run --help lists all; the command comes after --"
+        )
     spec = _spec(command, options)
     with Client.from_home() as client:
         job = client.submit(spec)
@@ -79,6 +85,7 @@ def _spec(command: tuple[str, ...], o: dict[str, object]) -> JobSpec:
         gpu_type, resources = parse_resources(text("cpu"), text("memory"), text("gpus"))
         array, replicas = _array(text("array"), text("replicas"), list(_strings(o["sweep"])))
         env = dict(parse_env(pair) for pair in _strings(o["env"]))
+        labels = dict(parse_label(pair) for pair in _strings(o["label"]))
         retries = int(text("retries") or 0)
         on = (RetryOn.ERROR, RetryOn.INTERRUPTION) if retries else (RetryOn.INTERRUPTION,)
         return JobSpec(
@@ -86,6 +93,7 @@ def _spec(command: tuple[str, ...], o: dict[str, object]) -> JobSpec:
             argv=command,
             workdir=_workdir(text("workdir")),
             env={**environment(), **env},
+            labels=labels,
             resources=resources,
             accelerator_type=gpu_type,
             replicas=replicas,
@@ -101,6 +109,14 @@ def _spec(command: tuple[str, ...], o: dict[str, object]) -> JobSpec:
         )
     except ValueError as error:
         raise TidecellError(str(error), "tide run --help shows what each flag takes") from error
+
+
+def parse_label(text: str) -> tuple[str, str]:
+    """Return key and value of ``K=V``."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not is_label(key):
+        raise UnitError(f"--label {text!r} is no K=V", "write for example --label owner=ana")
+    return key, value
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tidecell.client.views import JobStatus
+from tidecell.client.units import format_duration
+from tidecell.client.views import CellStatus, JobStatus
 from tidecell.structs.job import TERMINAL, TaskState
+from tidecell.structs.resources import format_bytes
 
 # Where nobody watches, lines are not cut to a terminal that is not there.
 _WIDE = 240
@@ -119,3 +121,10 @@ def waits_text(job: JobStatus) -> str:
         growth = "" if job.running < job.replicas.min else "for more: "
         parts.append(f"{growth}{tokens}")
     return "; ".join(parts)
+
+
+def journal_text(cell: CellStatus) -> str:
+    """Return how far a cell's event log goes back, and what it takes of the disk."""
+    since = f" since {moment(cell.journal_since_s)}" if cell.journal_since_s else ""
+    kept = f"for {format_duration(cell.keep_events_s)}" if cell.keep_events_s else "for ever"
+    return f"{cell.journal_seq} events{since}, {format_bytes(cell.journal_bytes)}; kept {kept}"

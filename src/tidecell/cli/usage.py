@@ -78,6 +78,9 @@ def usage(
         raise TidecellError("--plot draws usage over time", "say how long a step is: --every 1h")
     with Client.from_home() as client:
         view = client.usage(by, since_s, until_s, every_s)
+    if view.by_day_until_s:
+        day = time.strftime("%Y-%m-%d", time.gmtime(view.by_day_until_s))
+        err.print(f"note: before {day} (UTC) only whole days are known; events older than that are not kept")
     if plot:
         draw_usage(view, _groups(by), every_s, measure, Path(plot).expanduser())
         err.print(f"{measure} by {by} in {plot}")

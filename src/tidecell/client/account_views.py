@@ -45,9 +45,13 @@ class UsageRow(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class UsageView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Usage from ``since_s`` to ``until_s``, the largest first."""
+    """Usage from ``since_s`` to ``until_s``, the largest first.
+
+    ``by_day_until_s``: before then events are not kept and only whole days (UTC) are known; 0: all is.
+    """
 
     since_s: float
     until_s: float
     rows: tuple[UsageRow, ...]
     currency: str = ""
+    by_day_until_s: float = 0.0

@@ -275,6 +275,28 @@ class Client:
         raw = self._call("PATCH", f"/v1/jobs/{name}", {k: v for k, v in body.items() if v is not None})
         return msgspec.json.decode(raw, type=JobStatus)
 
+    def resize(
+        self,
+        name: str,
+        cpu_millis: int | None = None,
+        memory_bytes: int | None = None,
+        restart: bool = False,
+    ) -> JobStatus:
+        """Give each replica of a live job other cpu or memory while it runs; None leaves one as it is.
+
+        Args:
+            name: The job.
+            cpu_millis: Thousandths of a core.
+            memory_bytes: 0 takes the limit away.
+            restart: Start replicas again where they cannot be resized as they run.
+
+        Raises:
+            ConflictError: They would have to be started again.
+        """
+        body = {"cpu_millis": cpu_millis, "memory_bytes": memory_bytes, "restart": restart}
+        raw = self._call("PATCH", f"/v1/jobs/{name}", {k: v for k, v in body.items() if v is not None})
+        return msgspec.json.decode(raw, type=JobStatus)
+
     def apply(self, spec: JobSpec) -> JobStatus:
         """Create a job, or give the live one of that name this spec: in place, or as a rolling update.
 

@@ -40,6 +40,7 @@ class Config(msgspec.Struct, omit_defaults=True):
         attributes: What the machine says of itself besides what its agent finds out, for example its rack.
         holds: Datasets and packages that are on it.
         interruption: File or address where a notice stands when the machine will be taken away.
+        keep_events_s: Events are kept for so long, 0: for ever.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +53,7 @@ class Config(msgspec.Struct, omit_defaults=True):
     attributes: dict[str, str] = {}
     holds: tuple[str, ...] = ()
     interruption: str = ""
+    keep_events_s: float = 90 * 86_400.0
 
 
 class Home:

@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import TypeVar
 
 from tidecell.client.document import Node, read_text
-from tidecell.client.section import NAME_HINT, name_of
+from tidecell.client.section import name_of
 from tidecell.client.units import UnitError, parse_cpu, parse_duration, parse_gpu, parse_size, show
 from tidecell.structs.errors import Mistake, SpecError
-from tidecell.structs.job import BAND_WORDS
+from tidecell.structs.job import BAND_WORDS, NAME_HINT
 from tidecell.structs.resources import GPU
 from tidecell.structs.tenant import ANYTHING, Amounts, Policy, Prices, Quota, Team
 

@@ -26,7 +26,6 @@ from tidecell.client.schema_placement import (
 from tidecell.client.schema_tasks import program, read_env, read_mapping, read_tasks, task_rules
 from tidecell.client.schema_work import read_array, read_begin, read_schedule, work_rules
 from tidecell.client.section import (
-    NAME_HINT,
     Section,
     choice,
     duration,
@@ -58,6 +57,7 @@ from tidecell.client.vocabulary import KEYS, NOT_YET
 from tidecell.structs.errors import Mistake, NotFoundError, SpecError
 from tidecell.structs.job import (
     DEV_IDLE_TIMEOUT_S,
+    NAME_HINT,
     Band,
     Checkpoint,
     JobSpec,

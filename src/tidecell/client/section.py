@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -12,12 +11,9 @@ from tidecell.client.document import Node
 from tidecell.client.units import UnitError, parse_duration, show
 from tidecell.client.vocabulary import KEYS, describe_unknown, example
 from tidecell.structs.errors import Mistake
-from tidecell.structs.job import RetryOn
+from tidecell.structs.job import NAME_HINT, RetryOn, is_name
 
 T = TypeVar("T")
-
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-NAME_HINT = "use lower-case letters, digits and dashes, at most 63, no dash first or last"
 
 
 @dataclass
@@ -115,7 +111,7 @@ def filled(node: Node) -> str:
 def name_of(node: Node) -> str:
     """The name of a job or team."""
     text = text_of(node)
-    if not _NAME.fullmatch(text):
+    if not is_name(text):
         raise UnitError(f"{show(text)} is no name", NAME_HINT)
     return text
 

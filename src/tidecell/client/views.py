@@ -270,7 +270,15 @@ class EventView(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CellStatus(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The cell itself; ``num_live`` jobs have no outcome, of ``num_waiting`` something waits."""
+    """The cell itself.
+
+    Attributes:
+        journal_seq: Number of the newest event.
+        journal_since_s: When the oldest event happened that is kept; 0: there is none.
+        keep_events_s: For how long events are kept; 0: for ever.
+        num_live: Jobs without an outcome.
+        num_waiting: Those of them of which something waits.
+    """
 
     version: str
     epoch: int
@@ -286,6 +294,9 @@ class CellStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     pid: int = 0
     num_live: int = 0
     num_waiting: int = 0
+    journal_bytes: int = 0
+    journal_since_s: float = 0.0
+    keep_events_s: float = 0.0
 
 
 class PlannedPlacement(msgspec.Struct, frozen=True):

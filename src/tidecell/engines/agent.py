@@ -23,8 +23,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,15 @@ from tidecell.engines.gpu_use import gpu_percents
 from tidecell.engines.groups import Group
 from tidecell.engines.interruption import InterruptionWatch
 from tidecell.engines.ledger import Ledger, Running
+from tidecell.engines.limits import Limits
 from tidecell.engines.links import Link, Switchboard
 from tidecell.engines.services import Supervisor
 from tidecell.engines.sharing import device_env, mps_directory
 from tidecell.structs.job import Band, Cause, JobSpec, Kind
+from tidecell.structs.lifecycle import ResizeTask
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import StartTask, StopTask, TaskDown, TaskRef, TaskUp
+from tidecell.structs.resources import format_cpu
 from tidecell.telemetry import log_line
 
 LOOK_EVERY_S = 1.0
@@ -66,6 +69,7 @@ class Task:
     released: bool = False
     log_sizes: tuple[int, int] = (0, 0)
     over_memory: bool = False
+    limits: Limits = field(default_factory=Limits)
 
 
 class Agent:
@@ -171,6 +175,8 @@ class Agent:
             self.ledger.acknowledge(message.seq)
         elif isinstance(message.command, StartTask):
             self._start(message.command)
+        elif isinstance(message.command, ResizeTask):
+            self._resize(message.command)
         else:
             self._stop(message.command)
 
@@ -247,6 +253,7 @@ class Agent:
             attempt=command.attempt,
             grace_s=spec.grace_period_s,
             min_members=spec.replicas.min,
+            resources=command.resources,
         )
         self.ledger.started(running)
         return self._keep(Task(running, ref)), port
@@ -266,6 +273,8 @@ class Agent:
             "TIDECELL_EPOCH": str(ref.epoch),
             "TIDECELL_SOCKET": str(self.home.socket_path("agent")),
             "TIDECELL_RUN_DIR": str(self.home.run_dir(ref.uid)),
+            "TIDECELL_CPU": format_cpu(command.resources.cpu_millis),
+            "TIDECELL_MEMORY_BYTES": str(command.resources.memory_bytes),
             **device_env(self.machine, command.accelerators, command.resources, mps_directory()),
         }
         if spec.array is not None:
@@ -278,6 +287,31 @@ class Agent:
         if port:
             own["PORT"] = str(port)
         return {**process.base_env(), **spec.env, **own}
+
+    def _resize(self, command: ResizeTask) -> None:
+        """Hold a task to other limits; a repeated command changes nothing."""
+        task = self.by_ref.get(command.ref)
+        if task is None or task.running.resources == command.resources:
+            return
+        task.limits.change(task.running.resources)
+        task.running = msgspec.structs.replace(task.running, resources=command.resources, resized=True)
+        self.ledger.started(task.running)
+        mine = process.by_task(process.process_table(), self.tasks).get(task.running.pid, [])
+        self._hold_to_limits(task, mine)
+        self._say_resources(task)
+
+    def _hold_to_limits(self, task: Task, mine: Sequence[process.Seen]) -> None:
+        """Make the limits of a resized task those that it was granted, as far as its use allows."""
+        running = task.limits.enforce(task.running, mine, self.isolation.limits)
+        if running != task.running:
+            task.running = running
+            self.ledger.started(running)
+
+    def _say_resources(self, task: Task) -> None:
+        if task.link is not None:
+            granted = task.running.resources
+            cpu, memory = granted.cpu_millis / 1000, granted.memory_bytes
+            self.board.send(task.link, {"type": "resources", "cpu": cpu, "memory_bytes": memory})
 
     def _stop(self, command: StopTask) -> None:
         """Begin or hasten the end of a task: notice, SIGTERM, SIGKILL; the earlier deadline wins."""
@@ -341,6 +375,8 @@ class Agent:
                 self.board.close(link)  # not a start of ours: a leftover of an older epoch
                 return
             link.owner, task.link, task.said_hello = task, link, True
+            if task.running.resized:
+                self._say_resources(task)
             if task.stop is not None:
                 self._give_notice(task, task.stop)
             return
@@ -494,6 +530,8 @@ class Agent:
             mine = by_task.get(task.running.pid, [])
             memory = sum(p.memory_bytes for p in mine)
             rows.append(wire.TaskUse(task.ref, sum(p.cpu_s for p in mine), memory))
+            if task.running.resized:
+                self._hold_to_limits(task, mine)
             limit = task.running.memory_bytes
             if limit and memory > limit and not task.over_memory:
                 task.over_memory = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +49,23 @@ class Isolation:
         try:
             group.mkdir(exist_ok=True)
             if self.limits:
-                _write(group / "cpu.weight", str(min(10000, max(1, request.cpu_millis // 10))))
+                set_weight(group, request)
                 if request.memory_bytes:
-                    _write(group / "memory.max", str(request.memory_bytes))
-                    _write(group / "memory.oom.group", "1")
+                    set_memory_limit(group, request)
         except OSError:
             return None
         return group
+
+
+def set_weight(group: Path, request: Resources) -> None:
+    """Set a group's share of busy cores; raise OSError if it cannot be written."""
+    _write(group / "cpu.weight", str(min(10000, max(1, request.cpu_millis // 10))))
+
+
+def set_memory_limit(group: Path, request: Resources) -> None:
+    """Set what a group may use of memory, 0: anything; raise OSError if it cannot be written."""
+    _write(group / "memory.max", str(request.memory_bytes or "max"))
+    _write(group / "memory.oom.group", "1")
 
 
 def detect(cell_tag: str) -> Isolation:
@@ -142,11 +153,33 @@ def set_oom_score(score: int) -> None:
 def set_rlimits(request: Resources, measured: bool) -> None:
     """Set the limits a process inherits; for use between fork and exec.
 
-    Where memory is only measured, RLIMIT_DATA fences off what grows faster than the measuring: twice
-    the limit plus 1 GiB, since reserved but untouched memory counts there too.
+    Where memory is only measured, RLIMIT_DATA fences off what grows faster than the measuring. Only the soft
+    limit is set: a task may be given more memory later, and who lowered a hard limit cannot raise it again.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if measured and request.memory_bytes:
-        fence = 2 * request.memory_bytes + _GIB
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_DATA, (fence, fence))
+        move_fence(0, (), fence_of(request))
+
+
+def fence_of(request: Resources) -> int:
+    """Return the RLIMIT_DATA that goes with a request: twice the limit plus 1 GiB.
+
+    Reserved but untouched memory counts there too.
+    """
+    return 2 * request.memory_bytes + _GIB if request.memory_bytes else resource.RLIM_INFINITY
+
+
+def move_fence(pid: int, known: Container[int], fence: int) -> None:
+    """Give a process (0: the calling one) another RLIMIT_DATA.
+
+    Args:
+        pid: Which process; gone is fine.
+        known: Only where it has one of these now: others are its own; empty: whatever it has.
+        fence: The new one.
+    """
+    with contextlib.suppress(ValueError, OSError):
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+        if hard != resource.RLIM_INFINITY:
+            fence = hard if fence == resource.RLIM_INFINITY else min(fence, hard)
+        if not known or soft in known:
+            resource.prlimit(pid, resource.RLIMIT_DATA, (fence, hard))

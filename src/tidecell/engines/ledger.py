@@ -14,10 +14,16 @@ from pathlib import Path
 import msgspec
 
 from tidecell.structs.messages import TaskDown, TaskRef, TaskUp
+from tidecell.structs.resources import Resources
 
 
 class Running(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A process that the agent started: a task, or with ``service`` one of the cell's own."""
+    """A process that the agent started: a task, or with ``service`` one of the cell's own.
+
+    Attributes:
+        memory_bytes: The limit that the agent measures it against; 0: none, or the kernel's.
+        resources: What it was granted last; a smaller limit than it uses holds once it uses less.
+    """
 
     pid: int
     start_ticks: int
@@ -28,6 +34,8 @@ class Running(msgspec.Struct, frozen=True, omit_defaults=True):
     attempt: int = 1
     grace_s: float = 30.0
     min_members: int = 1
+    resources: Resources = Resources()
+    resized: bool = False
 
 
 class Told(msgspec.Struct, frozen=True, omit_defaults=True):

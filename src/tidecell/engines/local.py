@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from tidecell.engines import wire
-from tidecell.structs.lifecycle import DrainRequested
+from tidecell.structs.lifecycle import DrainRequested, ResizeTask
 from tidecell.structs.messages import Command, Input, MachineSeen, StartTask, StopTask
 
 _from_agent: msgspec.json.Decoder[wire.FromAgent] = msgspec.json.Decoder(wire.FromAgent)
@@ -96,7 +96,7 @@ class LocalEngine:
 
     def send(self, command: Command) -> None:
         """Give the agent a command."""
-        if isinstance(command, StartTask | StopTask):
+        if isinstance(command, StartTask | StopTask | ResizeTask):
             self._write(wire.Do(command))
 
     def acknowledge(self, machine: str, agent_seq: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from tidecell.structs.lifecycle import ResizeTask
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import StartTask, StopTask, TaskDown, TaskRef, TaskUp
 
@@ -23,7 +24,7 @@ class Attach(msgspec.Struct, frozen=True, tag="attach"):
 class Do(msgspec.Struct, frozen=True, tag="do"):
     """Carry out a command."""
 
-    command: StartTask | StopTask
+    command: StartTask | StopTask | ResizeTask
 
 
 class Ack(msgspec.Struct, frozen=True, tag="ack"):

@@ -198,10 +198,11 @@ class Gate:
                 return block
         return None
 
-    def check_held(self, job: JobView) -> Block | None:
+    def check_held(self, job: JobView, growth: bool = False) -> Block | None:
         """Return why the account of ``job`` could not take on what its tasks hold, or None if it could.
 
-        For a running job that changes its band: its tasks are still counted at the old one.
+        For a running job whose tasks are not counted there: it changes its band, or its size.
+        ``growth``: they are above its minimum.
         """
         if not is_charged(job.spec):
             return None
@@ -209,7 +210,7 @@ class Gate:
         for task in job.tasks:
             _add(total, self._charge(job.spec, task.index, task.resources))
         account = self.account(job.spec)
-        blocks = (self._check(account, job.spec, c, n, _NONE, False, False, {}) for c, n in total.items())
+        blocks = (self._check(account, job.spec, c, n, _NONE, growth, False, {}) for c, n in total.items())
         return next((b for b in blocks if b is not None), None)
 
     def _check(

@@ -16,10 +16,9 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tidecell.client.home import Home
-from tidecell.structs.access import Role, User, may_touch, role_needed
+from tidecell.structs.access import OWNER, Role, User, may_touch, role_needed
 from tidecell.structs.errors import ConflictError, ForbiddenError, NotFoundError, TidecellError
 
-OWNER = "owner"
 _OPEN_PATHS = frozenset({"/", "/health", "/openapi.json", "/favicon.ico"})
 
 

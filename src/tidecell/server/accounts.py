@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import math
 import time
 from collections import deque
@@ -14,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tidecell.cell.accounting import GROUPS, Account, usage_rows
-from tidecell.cell.describe import describe_event
-from tidecell.cell.journal import Record, read_records
+from tidecell.cell.describe import describe_event, event_kinds
+from tidecell.cell.journal import Record, reading
 from tidecell.client.account_views import UsageView
 from tidecell.client.policy_diff import describe_change
 from tidecell.client.quota_views import Change as PolicyChange
@@ -29,6 +30,7 @@ from tidecell.structs.messages import JobAccepted, PolicyProposed
 from tidecell.structs.tenant import Policy, Prices
 
 MAX_EVENTS = 10_000
+KINDS = {kind.lower(): kind for kind in event_kinds()}
 MAX_BODY_BYTES = 4 << 20
 MAX_STEPS = 10_000
 MAX_SAMPLES = 100_000  # a day at one a second; a longer time is thinned
@@ -87,14 +89,14 @@ class AccountsApi:
         if every_s and (until_s - since_s if since_s else 0.0) / every_s > MAX_STEPS:
             raise RefusedError(f"every={every_s:g} gives more than {MAX_STEPS} steps", "take longer steps")
         policy = self._control.state.policy
-        account = Account(since_s, until_s, every_s)
         path = self._control.home / "journal.db"
-        await asyncio.to_thread(_fold, account, path, until_s)
+        account, folded_s = await asyncio.to_thread(_fold, path, since_s, until_s, every_s)
         samples = self._control.measurements.store.range(since_s, until_s, MAX_SAMPLES)
         used = await asyncio.to_thread(_measure, account, samples, every_s)
         prices = policy.prices if policy is not None else Prices()
         rows = usage_rows(account.sums, by, prices, used)
-        return _json(UsageView(since_s, until_s, rows, prices.currency))
+        by_day_until_s = folded_s if since_s < folded_s else 0.0
+        return _json(UsageView(since_s, until_s, rows, prices.currency, by_day_until_s))
 
     # ------------------------------------------------------------------------------ events
 
@@ -102,12 +104,18 @@ class AccountsApi:
         """What happened: the newest that match, or the oldest after a number."""
         query = request.query_params
         limit = int(min(_number(request, "limit", 100), MAX_EVENTS))
+        if limit < 1:
+            raise RefusedError(f"limit={limit} is not above 0", f"write a number from 1 to {MAX_EVENTS}")
         after = int(_number(request, "after", -1))
         before = int(min(_number(request, "before", math.inf), 1 << 62))
         back_s = _number(request, "since", 0.0)
         since_s = time.time() - back_s if back_s else _number(request, "from", 0.0)
         until_s = _number(request, "until", math.inf)
         name, kind, team = query.get("job", ""), query.get("kind", ""), query.get("team", "")
+        if kind and kind.lower() not in KINDS:
+            near = difflib.get_close_matches(kind.lower(), KINDS, 1, 0.6)
+            known = f"did you mean {KINDS[near[0]]}?" if near else f"types are {', '.join(KINDS.values())}"
+            raise RefusedError(f"no event is of type {kind!r}", known)
         if kind or team or until_s < math.inf:
             path = self._control.home / "journal.db"
             wanted = _Wanted(name, kind, team, since_s, until_s, before)
@@ -122,8 +130,9 @@ class AccountsApi:
             return [v for v, _ in zip(matching, range(limit), strict=False)]
         views: list[EventView] = []
         end = min(self._control.journal.last_seq, before - 1)
-        while end > 0 and len(views) < limit:
-            start = max(0, end - 1000)
+        first = self._control.journal.first_seq - 1
+        while end > first and len(views) < limit:
+            start = max(first, end - 1000)
             block = [_event_view(r) for r in self._control.journal.records(start, end - start)]
             views = [v for v in block if _matches(v, name, since_s)] + views
             if since_s and block and block[0].at_s < since_s:
@@ -135,12 +144,16 @@ class AccountsApi:
 # ------------------------------------------------------------------------------ in a thread of their own
 
 
-def _fold(account: Account, path: Path, until_s: float) -> None:
-    for record in read_records(path):
-        if record.at_s >= until_s:
-            break
-        account.take(record.event, record.at_s)
+def _fold(path: Path, since_s: float, until_s: float, every_s: float) -> tuple[Account, float]:
+    """Return the account of a time, and until when it knows whole days only."""
+    with reading(path) as (base, records):
+        account = Account(since_s, until_s, every_s, base.kept() if base is not None else None)
+        for record, _ in records:
+            if record.at_s >= until_s:
+                break
+            account.take(record.event, record.at_s)
     account.close(until_s)
+    return account, base.at_s if base is not None else 0.0
 
 
 def _measure(
@@ -185,16 +198,18 @@ class _Wanted(msgspec.Struct, frozen=True):
 
 
 def _search(path: Path, wanted: _Wanted, after: int, limit: int, oldest: bool) -> list[EventView]:
-    teams: dict[str, str] = {}
     found: deque[EventView] = deque(maxlen=None if oldest else limit)
-    for record in read_records(path):
-        if isinstance(record.event, JobAccepted):
-            teams[record.event.uid] = record.event.spec.team
-        view = _event_view(record)
-        if record.seq > after and wanted.holds(view, teams.get(view.job, "")):
-            found.append(view)
-            if oldest and len(found) >= limit:
-                break
+    with reading(path) as (base, records):
+        jobs = base.cell().jobs if base is not None else {}
+        teams = {uid: job.spec.team for uid, job in jobs.items()}
+        for record, _ in records:
+            if isinstance(record.event, JobAccepted):
+                teams[record.event.uid] = record.event.spec.team
+            view = _event_view(record)
+            if record.seq > after and wanted.holds(view, teams.get(view.job, "")):
+                found.append(view)
+                if oldest and len(found) >= limit:
+                    break
     return list(found)
 
 

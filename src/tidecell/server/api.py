@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tidecell import __version__
+from tidecell.cell.admission import check_sound
 from tidecell.cell.state import Job
 from tidecell.client.schema import parse_priority
 from tidecell.client.units import UnitError
@@ -37,7 +38,7 @@ from tidecell.server.bodies import find_job, read_body
 from tidecell.server.control import ControlPlane
 from tidecell.server.known import unless_known
 from tidecell.server.lifecycle_api import OPERATIONS as LIFECYCLE_OPERATIONS
-from tidecell.server.lifecycle_api import LifecycleApi, who
+from tidecell.server.lifecycle_api import LifecycleApi, in_use, resized, who
 from tidecell.server.listings import OPERATIONS as LISTING_OPERATIONS
 from tidecell.server.listings import SELECTION_QUERY, ListingsApi, Selection, num_waiting
 from tidecell.server.logs import LogChunk, LogReader
@@ -60,6 +61,7 @@ from tidecell.structs.errors import (
 )
 from tidecell.structs.job import JobSpec, Priority, Replicas
 from tidecell.structs.labels import LABEL_HINT, parse_labels, passes
+from tidecell.structs.lifecycle import SpecChanged
 from tidecell.structs.messages import JobChanged, JobHoldRequested, JobStopRequested, JobSubmitted
 from tidecell.web.app import routes as console_routes
 
@@ -71,10 +73,19 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Change(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What may be changed on a live job; a priority also as people type it: ``batch+5``."""
+    """What may be changed on a live job.
+
+    Attributes:
+        priority: Also as people type it: ``batch+5``.
+        cpu_millis: Of each replica, as ``memory_bytes`` (0: no limit).
+        restart: Replicas may be started again where they cannot be resized as they run.
+    """
 
     replicas: Replicas | None = None
     priority: Priority | str | None = None
+    cpu_millis: int | None = None
+    memory_bytes: int | None = None
+    restart: bool = False
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -162,6 +173,9 @@ class Api:
                 pid=control.pid,
                 num_live=len(control.state.live_uids),
                 num_waiting=num_waiting(control.state, control.runtime.trace),
+                journal_bytes=control.journal.size_bytes,
+                journal_since_s=control.journal.first_at_s(),
+                keep_events_s=control.config.keep_events_s,
             )
         )
 
@@ -190,7 +204,9 @@ class Api:
         return _json({"items": shown, "total": total} if wanted.limit else {"items": shown})
 
     async def submit(self, request: Request) -> Response:
-        spec = owned_by_asker(await read_body(request, JobSpec), asker(request))
+        spec = await read_body(request, JobSpec)
+        check_sound(spec)
+        spec = owned_by_asker(spec, asker(request))
         spec = await self._control.admission.admit(spec, self._control.state)
         await self._control.ask(JobSubmitted(spec, who(request)))
         job = self._control.find(spec.name)
@@ -215,7 +231,13 @@ class Api:
     async def change(self, request: Request) -> Response:
         job = self._job(request)
         change = await read_body(request, Change)
-        await self._control.ask(JobChanged(job.spec.name, change.replicas, _priority(change.priority)))
+        if change.replicas is not None or change.priority is not None:
+            priority = _priority(change.priority)
+            await self._control.ask(JobChanged(job.spec.name, change.replicas, priority))
+        if change.cpu_millis is not None or change.memory_bytes is not None:
+            spec = resized(job.spec, change.cpu_millis, change.memory_bytes)
+            use = in_use(job, self._control.measurements.use)
+            await self._control.ask(SpecChanged(spec, who(request), use, change.restart))
         return _json(self.status(self._job(request)))
 
     async def stop(self, request: Request) -> Response:
@@ -345,7 +367,7 @@ OPERATIONS = (
         "GET", "/v1/jobs/{name}", "One job, at once or when it is done", JobStatus, parameters=_WAIT_QUERY
     ),
     Operation(
-        "PATCH", "/v1/jobs/{name}", "Change replicas or priority of a live job", JobStatus, body=Change
+        "PATCH", "/v1/jobs/{name}", "Change replicas, priority or size of a live job", JobStatus, body=Change
     ),
     Operation(
         "DELETE",

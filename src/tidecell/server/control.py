@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from tidecell.cell.journal import Journal
+from tidecell.cell.journal import Journal, fold_before
+from tidecell.cell.retention import cut_before
 from tidecell.cell.runtime import Outcome, Runtime
 from tidecell.cell.state import CellState, Job
 from tidecell.client.home import Home
@@ -33,6 +35,7 @@ from tidecell.telemetry import SampleStore, log_line
 TICK_S = 0.5
 SAMPLE_S = 1.0
 RETRY_JOURNAL_S = 1.0
+FORGET_FIRST_S, FORGET_EVERY_S = 10.0, 3600.0  # old events: looked for after the start, and then hourly
 
 _Waiter = asyncio.Future[Outcome] | None
 
@@ -119,6 +122,7 @@ class ControlPlane:
             self.engine.run(),
             self.serving.run_push(),
             self.serving.run_poll(),
+            self._run_retention(),
         ]
         self._follow()
         try:
@@ -229,6 +233,29 @@ class ControlPlane:
     def _announce(self, events: Sequence[Event]) -> None:
         event, self.changed = self.changed, asyncio.Event()
         event.set()
+
+    # ---------------------------------------------------------------------------- old events
+
+    async def _run_retention(self) -> None:
+        """Fold what is older than is kept: read it in a thread, delete it a little at a time."""
+        await asyncio.sleep(FORGET_FIRST_S)
+        while self.config.keep_events_s:
+            try:
+                await self._forget(cut_before(time.time(), self.config.keep_events_s))
+            except (TidecellError, sqlite3.Error) as error:
+                log_line(f"control: old events stay for now: {error}")
+            await asyncio.sleep(FORGET_EVERY_S)
+
+    async def _forget(self, cut_s: float) -> None:
+        oldest_s = self.journal.first_at_s()
+        base = None
+        if oldest_s and oldest_s < cut_s:
+            base = await asyncio.to_thread(fold_before, self.journal.path, cut_s)
+        if base is not None:
+            self.journal.cut(base)
+            log_line(f"control: events up to number {base.seq} are folded into sums by the day")
+        while self.journal.sweep():
+            await asyncio.sleep(0.05)
 
     # ----------------------------------------------------------------------------- samples
 

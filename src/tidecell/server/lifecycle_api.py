@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tidecell.cell.admission import check_sound
 from tidecell.cell.state import Job
 from tidecell.client.views import DrainBody, JobStatus, MachineStatus, RollbackBody, VersionView
 from tidecell.server.control import ControlPlane
@@ -20,6 +21,8 @@ from tidecell.server.views import machine_status, version_views
 from tidecell.structs.errors import NotFoundError, RefusedError
 from tidecell.structs.job import JobSpec
 from tidecell.structs.lifecycle import DrainRequested, PromoteRequested, RollbackRequested, SpecChanged
+from tidecell.structs.message_base import TaskRef
+from tidecell.structs.resources import Resources
 
 T = TypeVar("T")
 MAX_BODY_BYTES = 4 << 20
@@ -37,6 +40,28 @@ def continued(job: Job, spec: JobSpec) -> JobSpec:
     if "user" in job.spec.labels and "user" not in labels:
         labels = {**labels, "user": job.spec.labels["user"]}
     return replace(spec, team=spec.team or job.spec.team, labels=labels)
+
+
+def in_use(job: Job, use: Mapping[TaskRef, tuple[int, int]]) -> dict[int, int]:
+    """Return the bytes of memory that a job's replicas were last seen to use, by index."""
+    refs = {t.index: TaskRef(job.uid, t.index, t.epoch) for t in job.active_tasks()}
+    return {index: use[ref][1] for index, ref in refs.items() if ref in use}
+
+
+def resized(spec: JobSpec, cpu_millis: int | None, memory_bytes: int | None) -> JobSpec:
+    """Return a spec with other cpu or memory per replica; None leaves one as it is.
+
+    Raises:
+        RefusedError: There is no such size.
+    """
+    cpu = spec.resources.cpu_millis if cpu_millis is None else cpu_millis
+    memory = spec.resources.memory_bytes if memory_bytes is None else memory_bytes
+    if cpu < 0 or memory < 0 or not (cpu or memory or spec.resources.gpu_millis):
+        raise RefusedError(
+            f"job '{spec.name}': {cpu / 1000:g} cpu and {memory} bytes of memory are no size",
+            "give numbers above 0; --memory 0 takes the limit away",
+        )
+    return replace(spec, resources=Resources(cpu, memory, spec.resources.gpu_millis))
 
 
 class LifecycleApi:
@@ -65,8 +90,10 @@ class LifecycleApi:
             raise RefusedError(
                 f"the spec is of '{spec.name}', not of '{job.spec.name}'", "send it to its own name"
             )
+        check_sound(spec)
         changed = continued(job, spec)
-        await self._control.ask(SpecChanged(changed, who(request)))
+        use = in_use(job, self._control.measurements.use)
+        await self._control.ask(SpecChanged(changed, who(request), use))
         return _json(self._status(self._job(request)))
 
     async def history(self, request: Request) -> Response:
@@ -76,7 +103,9 @@ class LifecycleApi:
     async def rollback(self, request: Request) -> Response:
         """Bring an earlier version back."""
         body = await _read(request, RollbackBody)
-        await self._control.ask(RollbackRequested(self._job(request).spec.name, body.version, who(request)))
+        job = self._job(request)
+        use = in_use(job, self._control.measurements.use)
+        await self._control.ask(RollbackRequested(job.spec.name, body.version, who(request), use))
         return _json(self._status(self._job(request)))
 
     async def promote(self, request: Request) -> Response:

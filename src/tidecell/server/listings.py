@@ -22,11 +22,10 @@ from tidecell.client.listing_views import (
     ScheduleStatus,
 )
 from tidecell.scheduler.snapshot import PlanTrace
-from tidecell.server.access import OWNER
 from tidecell.server.control import ControlPlane
 from tidecell.server.openapi import Operation
 from tidecell.server.users import asker
-from tidecell.structs.access import Role
+from tidecell.structs.access import OWNER, Role
 from tidecell.structs.cron import Schedule, targets_after
 from tidecell.structs.errors import RefusedError
 from tidecell.structs.job import BAND_WORDS, Kind

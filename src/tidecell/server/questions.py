@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tidecell.cell.past import history_of
+from tidecell.cell.resizing import plan_resize
 from tidecell.cell.rollout import rollout_text
 from tidecell.cell.snapshot import take_snapshot
 from tidecell.cell.state import Job
@@ -27,7 +28,7 @@ from tidecell.client.views import PlanView, WhyView
 from tidecell.scheduler.explain import explain_plan, explain_why
 from tidecell.server.bodies import find_job, read_body, read_bytes
 from tidecell.server.control import ControlPlane
-from tidecell.server.lifecycle_api import continued
+from tidecell.server.lifecycle_api import continued, in_use
 from tidecell.server.openapi import Operation
 from tidecell.server.views import schedule_why
 from tidecell.structs.errors import RefusedError
@@ -69,13 +70,25 @@ class QuestionsApi:
         for spec in specs:
             known = self._control.find(spec.name)
             if known is not None and known.live:
-                changes.append(_change_text(known, continued(known, spec)))
+                changes.append(self._change_text(known, continued(known, spec)))
             else:
                 changes.append(f"create {spec.name}")
                 fresh.append(spec)
         snapshot, seq = take_snapshot(self._control.state, time.time()), self._control.state.seq
         view = await self._ask(lambda: explain_plan(snapshot, fresh, tuple(changes)))
         return _json(replace(view, seq=seq))
+
+    def _change_text(self, job: Job, spec: JobSpec) -> str:
+        """Say what applying a spec changes on a live job, and what that takes."""
+        diff = spec_diff(job.spec, spec)
+        if not diff:
+            return f"unchanged {spec.name}"
+        use = in_use(job, self._control.measurements.use)
+        resizing = plan_resize(self._control.state, job, spec, time.time(), use)
+        restarts = restart_fields(job.spec, spec) and bool(job.staying_tasks()) and spec.array is None
+        how = rollout_text(job, spec) if restarts and resizing.resized is None else "in place"
+        why = f", since {resizing.obstacle}" if resizing.obstacle else ""
+        return f"change {spec.name}, {how}{why}: {'; '.join(diff)}"
 
     async def _planned_specs(self, request: Request) -> list[JobSpec]:
         """Specs as the client checked them, or a YAML text as a person wrote it."""
@@ -86,16 +99,6 @@ class QuestionsApi:
         except UnicodeDecodeError as error:
             raise RefusedError(f"the spec is not UTF-8 text (byte {error.start})") from error
         return parse_specs(text, "the spec", self._control.home.path)
-
-
-def _change_text(job: Job, spec: JobSpec) -> str:
-    """Say what applying a spec changes on a live job, and what that takes."""
-    diff = spec_diff(job.spec, spec)
-    if not diff:
-        return f"unchanged {spec.name}"
-    restarts = restart_fields(job.spec, spec) and bool(job.staying_tasks()) and spec.array is None
-    how = rollout_text(job, spec) if restarts else "in place"
-    return f"change {spec.name}, {how}: {'; '.join(diff)}"
 
 
 def _json(value: object) -> Response:

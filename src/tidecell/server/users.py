@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
+import pwd
 import re
 import time
 from collections.abc import Callable
@@ -11,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tidecell.client.views import NewUser, UserView
-from tidecell.server.access import OWNER, AccessBook, check_team
+from tidecell.server.access import AccessBook, check_team
 from tidecell.server.openapi import Operation
-from tidecell.structs.access import Role, User
+from tidecell.structs.access import OWNER, Role, User
 from tidecell.structs.errors import RefusedError
 from tidecell.structs.job import JobSpec
 
@@ -26,14 +30,24 @@ def asker(request: Request) -> User | None:
     return found if isinstance(found, User) else None
 
 
+@functools.cache
+def os_user() -> str:
+    """Return the name of the operating-system user that runs the cell."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(os.getuid()).pw_name
+    return str(os.getuid())
+
+
 def owned_by_asker(spec: JobSpec, user: User | None) -> JobSpec:
     """Return the spec as this user may submit it: named after them, and of their team unless it says.
+
+    The owner of the cell is known by the name of its operating-system user, unless the spec names another.
 
     Raises:
         ForbiddenError: It is of a team that is not theirs.
     """
     if user is None or user.name == OWNER:
-        return spec
+        return msgspec.structs.replace(spec, labels={"user": os_user(), **spec.labels})
     spec = msgspec.structs.replace(
         spec, team=spec.team or user.team, labels={**spec.labels, "user": user.name}
     )

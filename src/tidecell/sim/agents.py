@@ -16,6 +16,7 @@ import msgspec
 from tidecell.engines.fake import Script
 from tidecell.structs.errors import InvariantError
 from tidecell.structs.job import JobSpec
+from tidecell.structs.lifecycle import ResizeTask
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import Command, StartTask, StopTask, TaskDown, TaskRef, TaskUp
 from tidecell.structs.resources import GPU, Resources
@@ -75,6 +76,12 @@ class RunLedger:
         if exit_code == 0:
             self.clean_exits[process.ref.uid] = self.clean_exits.get(process.ref.uid, 0) + 1
 
+    def resized(self, ref: TaskRef, resources: Resources) -> None:
+        """A process has other limits; raise InvariantError if the machine does not hold them."""
+        process = self.running[ref]
+        process.resources = resources
+        self._fits(process.machine)
+
     def _fits(self, machine: str) -> None:
         """2. What really runs on a machine never exceeds it, nor shares a device beyond its whole."""
         used = Resources()
@@ -130,6 +137,8 @@ class SimAgent:
             self._start(command)
         elif isinstance(command, StopTask):
             self._stop(command)
+        elif isinstance(command, ResizeTask) and command.ref in self.processes:
+            self.ledger.resized(command.ref, command.resources)
 
     def acknowledge(self, seqs: tuple[int, ...]) -> None:
         """Forget what is durable."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from msgspec.structs import replace
+
 from tidecell.cell.state import CellState
 from tidecell.engines.fake import Script
 from tidecell.structs.job import (
@@ -17,6 +19,7 @@ from tidecell.structs.job import (
     RetryOn,
     Scaling,
 )
+from tidecell.structs.lifecycle import SpecChanged
 from tidecell.structs.messages import (
     DesiredProposed,
     Input,
@@ -54,11 +57,14 @@ class Users:
 
     def _change(self, name: str, uid: str, spec: JobSpec) -> Input:
         rng = self.rng
-        kind = rng.choice(["scale", "prio", "stop", "kill", "want"])
+        kind = rng.choice(["scale", "prio", "stop", "kill", "want", "resize"])
         if kind == "scale":
             return JobChanged(name, replicas=self._replicas())
         if kind == "prio":
             return JobChanged(name, priority=Priority(rng.choice(list(Band)), rng.randint(-1, 1)))
+        if kind == "resize":
+            size = Resources(rng.choice([250, 500, 1000, 2000]), 0, spec.resources.gpu_millis)
+            return SpecChanged(replace(spec, resources=size), restart=rng.random() < 0.5)
         if kind == "want":
             return DesiredProposed(uid, rng.randint(0, 4), "load")
         return JobStopRequested(name, immediately=kind == "kill")

@@ -12,6 +12,8 @@ import enum
 
 import msgspec
 
+OWNER = "owner"  # who started the cell, and may do everything
+
 
 class Role(enum.IntEnum):
     """What a user is for, from least to most."""

@@ -7,6 +7,7 @@ from it. The pattern (one table, names derived from it) is that of dask's worker
 from __future__ import annotations
 
 import enum
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -27,6 +28,16 @@ class Kind(enum.StrEnum):
     SERVICE = "service"
     DEV = "dev"
     ALLOC = "alloc"
+
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+NAME_HINT = "use lower-case letters, digits and dashes, at most 63, no dash first or last"
+MAX_REPLICAS = 10_000  # of a job that is no array
+
+
+def is_name(text: str) -> bool:
+    """Return whether a job or team may have this name."""
+    return _NAME.fullmatch(text) is not None
 
 
 DEV_IDLE_TIMEOUT_S = 8 * 3600.0  # of dev sessions whose specs say nothing

@@ -11,6 +11,11 @@ from tidecell.structs.errors import RefusedError
 LABEL_HINT = "write key=value, key!=value, key (it is there) or !key (it is not)"
 
 
+def is_label(key: str) -> bool:
+    """Return whether a label may have this key, so that a test can name it."""
+    return bool(key.strip()) and not set(key) & {"=", "!", ","}
+
+
 class LabelTest(msgspec.Struct, frozen=True):
     """One test of a job's labels; without a value it asks whether the label is there."""
 

@@ -11,14 +11,22 @@ from __future__ import annotations
 import msgspec
 
 from tidecell.structs.job import JobSpec
-from tidecell.structs.message_base import Event, Input, TaskRef
+from tidecell.structs.message_base import Command, Event, Input, TaskRef
+from tidecell.structs.resources import Resources
 
 
 class SpecChanged(Input, frozen=True, tag=True):
-    """Somebody wants a live job to have this spec; what may change in place does, the rest is rolled out."""
+    """Somebody wants a live job to have this spec; what may change in place does, the rest is rolled out.
+
+    Attributes:
+        in_use: Bytes of memory that replicas were last seen to use, by index.
+        restart: Replicas may be started again for it; else it is refused where they would have to be.
+    """
 
     spec: JobSpec
     who: str = ""
+    in_use: dict[int, int] = msgspec.field(default_factory=dict)
+    restart: bool = True
 
 
 class RollbackRequested(Input, frozen=True, tag=True):
@@ -27,6 +35,7 @@ class RollbackRequested(Input, frozen=True, tag=True):
     name: str
     version: int = 0
     who: str = ""
+    in_use: dict[int, int] = msgspec.field(default_factory=dict)
 
 
 class PromoteRequested(Input, frozen=True, tag=True):
@@ -61,6 +70,13 @@ class JobIdle(Input, frozen=True, tag=True):
 LifecycleInput = TaskUnhealthy | JobIdle | SpecChanged | RollbackRequested | PromoteRequested | DrainRequested
 
 
+class Resize(msgspec.Struct, frozen=True):
+    """A running replica holds ``resources`` from now on, where it is and as it runs."""
+
+    index: int
+    resources: Resources
+
+
 class JobRevised(Event, frozen=True, tag=True):
     """A job has a new version.
 
@@ -70,6 +86,7 @@ class JobRevised(Event, frozen=True, tag=True):
         rolls: Tasks are started again for it.
         revert_to: Version to go back to if it does not become healthy; 0: none.
         canary: Replicas of the new version that wait for ``tide promote``.
+        resized: Replicas that run on with more or less of their machine.
     """
 
     uid: str
@@ -82,6 +99,7 @@ class JobRevised(Event, frozen=True, tag=True):
     rolls: bool = False
     revert_to: int = 0
     canary: int = 0
+    resized: tuple[Resize, ...] = ()
 
 
 class RolloutPromoted(Event, frozen=True, tag=True):
@@ -170,3 +188,11 @@ LifecycleEvent = (
     | MachineDrained
     | DrainCancelled
 )
+
+
+class ResizeTask(Command, frozen=True, tag=True):
+    """Hold a running task to other limits. Idempotent: the latest counts."""
+
+    ref: TaskRef
+    machine: str
+    resources: Resources

@@ -13,7 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from tidecell.structs.job import Cause, JobSpec, Priority, Replicas, TaskState
-from tidecell.structs.lifecycle import LifecycleEvent, LifecycleInput
+from tidecell.structs.lifecycle import LifecycleEvent, LifecycleInput, ResizeTask
 from tidecell.structs.machine import MachineSpec
 from tidecell.structs.message_base import Command as Command
 from tidecell.structs.message_base import Event as Event
@@ -460,4 +460,4 @@ class StopTask(Command, frozen=True, tag=True):
     by: str = ""
 
 
-AnyCommand = StartTask | StopTask
+AnyCommand = StartTask | StopTask | ResizeTask
