@@ -117,6 +117,12 @@ class Runtime:
 
     def _settle(self, touched: set[str] | None, now_s: float, outcome: Outcome) -> None:
         """Reconcile the touched jobs, and what they touch, until nothing follows."""
+        if (
+            touched is not None and len(touched) == 1
+        ):  # most inputs are about one job, from which nothing follows
+            job = self.state.jobs.get(next(iter(touched)))
+            if job is None or is_at_rest(self.state, job):
+                return
         waiting = deque(list(self.state.live_uids) if touched is None else sorted(touched))
         rounds: dict[str, int] = {}
         while waiting:
