@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+from msgspec.structs import replace
 
-from tidecell.scheduler import cached
+from tidecell.scheduler import cached, runs, sampling
 from tidecell.scheduler.compiled import can_compile
 from tidecell.scheduler.options import Options
 from tidecell.scheduler.schedule import schedule
@@ -16,6 +17,7 @@ from tidecell.structs.machine import Accelerator, MachineSpec
 from tidecell.structs.resources import Resources
 
 NOW_S = 1000.0
+PLAIN = Options(cached=False)  # full scans, unit by unit
 
 
 def _machine(rng: random.Random, number: int) -> MachineSpec:
@@ -97,12 +99,64 @@ def test_plans_with_and_without_the_cache_are_equal(seed: int) -> None:
 
 @pytest.mark.skipif(not can_compile(), reason="numba is not installed (pip install 'tidecell[scale]')")
 def test_compiled_scores_lead_to_the_same_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached, "COMPILE_FROM", 1)
+    for module in (cached, runs, sampling):
+        monkeypatch.setattr(module, "COMPILE_FROM", 1)
     for seed in range(40):
         snapshot = _snapshot(random.Random(1000 + seed))
+        singles = _with_singles(random.Random(seed), snapshot)
+        assert schedule(singles, 3, options=Options(runs=True)) == schedule(singles, 3, options=PLAIN)
+        assert schedule(singles, 3, options=Options(sample=99)) == schedule(singles, 3, options=PLAIN)
         assert schedule(snapshot, 3, options=Options(cached=True)) == schedule(
             snapshot, 3, options=Options(cached=False)
         )
+
+
+def _with_singles(rng: random.Random, snapshot: Snapshot) -> Snapshot:
+    """The same cell with many single tasks of few kinds beside: runs of them begin, fail and go on."""
+    kinds = [replace(_spec(rng, f"s{i}"), kind=Kind.JOB, replicas=Replicas(1, 1)) for i in range(4)]
+    singles = [
+        JobView(f"s{i}.1", rng.choice(kinds), NOW_S + i, 1, (TaskView(0, pending=True),)) for i in range(40)
+    ]
+    return replace(snapshot, jobs=(*snapshot.jobs, *singles))
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_runs_of_single_tasks_are_placed_as_one_by_one(seed: int) -> None:
+    snapshot = _with_singles(random.Random(seed), _snapshot(random.Random(seed)))
+    for ties in (0, 7):
+        one_by_one = schedule(snapshot, ties, options=PLAIN)
+        assert schedule(snapshot, ties, options=Options(runs=True)) == one_by_one
+        assert schedule(snapshot, ties, options=Options(runs=True, classes=False)) == one_by_one
+        assert schedule(snapshot, ties, options=Options(cached=True, classes=False)) == one_by_one
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_sample_of_all_rows_is_a_full_look(seed: int) -> None:
+    snapshot = _with_singles(random.Random(seed), _snapshot(random.Random(seed)))
+    all_rows = Options(sample=len(snapshot.machines))
+    assert schedule(snapshot, 3, options=all_rows) == schedule(snapshot, 3, options=PLAIN)
+
+
+def test_a_small_sample_still_finds_the_only_room() -> None:
+    machines = tuple(
+        MachineSpec(f"m{i:02d}", Resources(4000 if i == 17 else 100, 1 << 30)) for i in range(30)
+    )
+    job = JobView("j.1", JobSpec("j", resources=Resources(3000)), NOW_S, 1, (TaskView(0, pending=True),))
+    for seed in range(20):
+        plan, _ = schedule(Snapshot(NOW_S, machines, (job,)), seed, options=Options(sample=1))
+        assert [p.machine for p in plan.placements] == ["m17"]
+
+
+def test_a_small_sample_spreads_what_a_full_look_packs() -> None:
+    machines = tuple(MachineSpec(f"m{i:02d}", Resources(4000, 1 << 30)) for i in range(30))
+    spec = JobSpec("j", resources=Resources(1000))
+    jobs = tuple(JobView(f"j{i}.1", spec, NOW_S + i, 1, (TaskView(0, pending=True),)) for i in range(8))
+    snapshot = Snapshot(NOW_S, machines, jobs)
+    full, _ = schedule(snapshot, 5)
+    sampled, _ = schedule(snapshot, 5, options=Options(sample=1))
+    assert len({p.machine for p in full.placements}) == 2
+    assert len({p.machine for p in sampled.placements}) == 8
+    assert schedule(snapshot, 5, options=Options(sample=1))[0] == sampled
 
 
 @pytest.mark.parametrize("seed", range(120))

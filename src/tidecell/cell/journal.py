@@ -76,7 +76,12 @@ class Repair:
 
 def _sum(chain: bytes, seq: int, at_s: float, body: bytes) -> bytes:
     """Return a record's checksum, which covers the one before it."""
-    return hashlib.blake2b(b"%b%d:%b:%b" % (chain, seq, repr(at_s).encode(), body), digest_size=8).digest()
+    return _link(chain, seq, repr(at_s).encode(), body)
+
+
+def _link(chain: bytes, seq: int, at: bytes, body: bytes) -> bytes:
+    """Return a record's checksum, with its time as it is written."""
+    return hashlib.blake2b(b"%b%d:%b:%b" % (chain, seq, at, body), digest_size=8).digest()
 
 
 def _follows(chain: bytes, row: tuple[Any, ...]) -> bool:
@@ -329,11 +334,11 @@ class Journal:
         """
         if not events:
             return
-        rows, chain, seq = [], self._chain, self._last_seq
+        rows, chain, seq, at = [], self._chain, self._last_seq, repr(at_s).encode()
         for event in events:
             seq += 1
             body = _encoder.encode(event)
-            chain = _sum(chain, seq, at_s, body)
+            chain = _link(chain, seq, at, body)
             rows.append((seq, at_s, body, chain))
         self._write("INSERT INTO events VALUES (?, ?, ?, ?)", rows)
         self._chain, self._last_seq = chain, seq

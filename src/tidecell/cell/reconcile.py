@@ -14,6 +14,7 @@ from tidecell.cell.rollout import advance
 from tidecell.cell.schedules import next_of_schedule
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.step import Decision, stop_command
+from tidecell.structs.errors import InvariantError
 from tidecell.structs.job import Cause, TaskState
 from tidecell.structs.messages import (
     ClaimDropped,
@@ -54,12 +55,26 @@ def _is_plain(state: CellState, job: Job) -> bool:
 def reconcile(state: CellState, uid: str, now_s: float) -> Decision:
     """Return the next things that follow from this job's state; empty when it is at rest."""
     job = state.jobs.get(uid)
-    decision = Decision()
     if job is None:
-        return decision
-    if _is_plain(state, job):
-        _stop_leavers(state, job, now_s, decision)
-        return decision
+        return Decision()
+    if not _is_plain(state, job):
+        return _by_all_rules(state, job, now_s)
+    decision = Decision()
+    _stop_leavers(state, job, now_s, decision)
+    return decision
+
+
+def check_glance(state: CellState, job: Job, now_s: float) -> None:
+    """Raise InvariantError unless what is told at a glance is what all rules say."""
+    rules = _by_all_rules(state, job, now_s)
+    if is_at_rest(state, job) and (rules.events or rules.commands):
+        raise InvariantError(f"job '{job.uid}' seems at rest, and {rules.events} follow", job.story)
+    if reconcile(state, job.uid, now_s) != rules:
+        raise InvariantError(f"of job '{job.uid}' a glance tells otherwise than {rules}", job.story)
+
+
+def _by_all_rules(state: CellState, job: Job, now_s: float) -> Decision:
+    uid, decision = job.uid, Decision()
     _drop_idle_claims(state, job, now_s, decision)
     if not job.live:
         return decision

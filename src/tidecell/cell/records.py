@@ -14,7 +14,7 @@ from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import Policy
 
 
-@dataclass
+@dataclass(slots=True)
 class Notice:
     """Why a task was told to leave, for whom and until when."""
 
@@ -26,7 +26,7 @@ class Notice:
     stopping: bool = False  # the process itself was asked to end (a draining replica: not yet)
 
 
-@dataclass
+@dataclass(slots=True)
 class Task:
     """One replica of a job and its present start."""
 

@@ -17,7 +17,7 @@ from tidecell.cell.admission import blocking
 from tidecell.cell.invariants import check_event, check_state
 from tidecell.cell.log import EventLog
 from tidecell.cell.picture import Picture, check_picture
-from tidecell.cell.reconcile import is_at_rest, reconcile
+from tidecell.cell.reconcile import check_glance, is_at_rest, reconcile
 from tidecell.cell.state import CellState, Job, apply
 from tidecell.cell.step import Decision, step
 from tidecell.scheduler.schedule import schedule
@@ -117,11 +117,17 @@ class Runtime:
 
     def _settle(self, touched: set[str] | None, now_s: float, outcome: Outcome) -> None:
         """Reconcile the touched jobs, and what they touch, until nothing follows."""
+        if touched is not None and len(touched) == 1 and not self._debug:  # most are about one job at rest
+            job = self.state.jobs.get(next(iter(touched)))
+            if job is None or is_at_rest(self.state, job):
+                return
         waiting = deque(list(self.state.live_uids) if touched is None else sorted(touched))
         rounds: dict[str, int] = {}
         while waiting:
             uid = waiting.popleft()
             job = self.state.jobs.get(uid)
+            if self._debug and job is not None:
+                check_glance(self.state, job, now_s)
             if job is None or is_at_rest(self.state, job):
                 continue
             decision = reconcile(self.state, uid, now_s)

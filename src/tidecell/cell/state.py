@@ -76,9 +76,9 @@ def _job(state: CellState, uid: str) -> Job:
 
 
 def _task(state: CellState, ref: TaskRef) -> tuple[Job, Task]:
-    job = _job(state, ref.uid)
-    task = state.task(ref)
-    if task is None:
+    job, index = _job(state, ref.uid), ref.index
+    task = job.tasks[index] if 0 <= index < len(job.tasks) else None
+    if task is None or task.epoch != ref.epoch:
         raise InvariantError(f"event about task {ref}, which is not its present start", job.story)
     return job, task
 

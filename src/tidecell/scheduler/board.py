@@ -288,6 +288,8 @@ class Board:
 
     def _devices_to_come(self, row: int, request: Resources, accelerator_type: str) -> tuple[int, ...]:
         """Choose devices for a claim that names none: those of an older version."""
+        if not request.gpu_millis:
+            return ()
         gpu_G = self.free.gpu_NG[row] + self.fleet.gpu_leaving_NG[row]
         typed_G = devices_of_type(self.fleet, accelerator_type)[0][row]
         return tuple(choose_devices(gpu_G, typed_G, request.gpu_millis))
@@ -296,9 +298,8 @@ class Board:
     def _add(room: Room, row: int, resources: Resources, columns: Iterable[int], sign: int) -> None:
         room.free_NR[row, CPU] += sign * resources.cpu_millis
         room.free_NR[row, MEMORY] += sign * resources.memory_bytes
-        each = min(GPU, resources.gpu_millis)
         for column in columns:
-            room.gpu_NG[row, column] += sign * each
+            room.gpu_NG[row, column] += sign * min(GPU, resources.gpu_millis)
 
     add = _add
 

@@ -152,6 +152,5 @@ class Fleet:
     ) -> None:
         columns_NR[row, CPU] += sign * resources.cpu_millis
         columns_NR[row, MEMORY] += sign * resources.memory_bytes
-        each = min(GPU, resources.gpu_millis)
         for index in accelerators:
-            gpus_NG[row, self.accelerator_at[row][index]] += sign * each
+            gpus_NG[row, self.accelerator_at[row][index]] += sign * min(GPU, resources.gpu_millis)

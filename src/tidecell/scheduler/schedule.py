@@ -174,8 +174,7 @@ def _serve(run: _Pass, unit: Unit) -> None:
     if unit.growth and unit.job.uid in run.without_gang:
         _wait(run, unit, *run.trace.waiting[unit.job.uid].reasons, detail="its gang starts first")
         return
-    shape = unit.shape() if run.gate is None else (*unit.shape(), *_standing(unit))
-    known = run.failed_shapes.get(shape)
+    known = run.failed_shapes.get(_shape(run, unit)) if run.failed_shapes else None
     if known is not None and not _has_claim(run, unit):
         if not unit.growth:
             run.without_gang.add(unit.job.uid)
@@ -186,7 +185,7 @@ def _serve(run: _Pass, unit: Unit) -> None:
         return
     block = run.gate.check(unit.job, unit.indices, unit.growth) if run.gate is not None else None
     if block is not None:
-        _wait_for_quota(run, unit, block, shape)
+        _wait_for_quota(run, unit, block)
         return
     if _place(run, unit):
         return
@@ -196,7 +195,7 @@ def _serve(run: _Pass, unit: Unit) -> None:
     waiting = _explain_wait(run, unit)
     _wait(run, unit, *waiting.reasons, detail=waiting.detail, behind=waiting.behind)
     # Nothing becomes free during a pass, so the same shape fails again: do not ask twice.
-    _note_failed(run, unit, shape, waiting)
+    _note_failed(run, unit, waiting)
     # What could not start on an empty cell gets no place kept: it would starve all others in vain.
     if unit.demanded and not _IN_VAIN & {*waiting.reasons}:
         first_s = min((start_s for _, start_s in run.heads), default=0.0)
@@ -204,8 +203,13 @@ def _serve(run: _Pass, unit: Unit) -> None:
         run.heads.append((unit.job, start_s))
 
 
-def _note_failed(run: _Pass, unit: Unit, shape: tuple[object, ...], waiting: Waiting) -> None:
-    run.failed_shapes[shape] = waiting
+def _shape(run: _Pass, unit: Unit) -> tuple[object, ...]:
+    """Return what makes two units of this pass fail alike."""
+    return unit.shape() if run.gate is None else (*unit.shape(), *_standing(unit))
+
+
+def _note_failed(run: _Pass, unit: Unit, waiting: Waiting) -> None:
+    run.failed_shapes[_shape(run, unit)] = waiting
     spec = unit.job.spec
     run.failed_asks.add((spec.resources, spec.accelerator_type, len(unit.tasks)))
 
@@ -233,7 +237,7 @@ def _standing(unit: Unit) -> tuple[object, ...]:
     return (team_of(unit.job.spec), unit.growth, unit.job.spec.preemption)
 
 
-def _wait_for_quota(run: _Pass, unit: Unit, block: Block, shape: tuple[object, ...]) -> None:
+def _wait_for_quota(run: _Pass, unit: Unit, block: Block) -> None:
     """Take back what others borrowed of this unit's own, or else let it wait."""
     run.without_gang.update([] if unit.growth else [unit.job.uid])
     text, gate = block.text, run.gate
@@ -241,7 +245,7 @@ def _wait_for_quota(run: _Pass, unit: Unit, block: Block, shape: tuple[object, .
     if unit.demanded and (given or _has_claim(run, unit)) and _preempt(run, unit):
         return
     _wait(run, unit, Reason.WAITING_FOR_QUOTA, detail=text)
-    _note_failed(run, unit, shape, Waiting((Reason.WAITING_FOR_QUOTA,), text))
+    _note_failed(run, unit, Waiting((Reason.WAITING_FOR_QUOTA,), text))
     if unit.demanded and run.gate is not None:
         run.gate.hold(unit.job, unit.indices)
 

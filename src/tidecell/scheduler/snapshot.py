@@ -19,7 +19,7 @@ from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import Policy
 
 
-class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
+class TaskView(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A task as the scheduler sees it.
 
     Attributes:
@@ -50,7 +50,7 @@ class TaskView(msgspec.Struct, frozen=True, omit_defaults=True):
         return max(0.0, now_s - self.placed_s)
 
 
-class JobView(msgspec.Struct, frozen=True, omit_defaults=True):
+class JobView(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A live job as the scheduler sees it.
 
     Attributes:
@@ -124,7 +124,7 @@ class Kept:
     waiting: tuple[str, ...]
 
 
-class Waiting(msgspec.Struct, frozen=True, omit_defaults=True):
+class Waiting(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Why a job's tasks wait.
 
     Attributes:

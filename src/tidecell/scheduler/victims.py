@@ -185,9 +185,8 @@ class _Freed:
         for task in group.tasks:
             self.free_R[CPU] += sign * task.resources.cpu_millis
             self.free_R[MEMORY] += sign * task.resources.memory_bytes
-            each = sign * min(GPU, task.resources.gpu_millis)
             for device in task.accelerators:
-                self.gpu_G[at[device]] += each
+                self.gpu_G[at[device]] += sign * min(GPU, task.resources.gpu_millis)
 
     def fits(self, kind: _Kind) -> bool:
         """Return whether one more of a kind fits then."""
@@ -207,6 +206,8 @@ class _Freed:
 
     def devices(self, kind: _Kind) -> list[int]:
         """Return the columns of the devices that one more of a kind would get."""
+        if not kind.request.gpu_millis:
+            return []
         return self._choose(kind, self.board.row_room(self.row, self.free_R, self.gpu_G)[1])
 
     def _choose(self, kind: _Kind, gpu_G: Sequence[int]) -> list[int]:

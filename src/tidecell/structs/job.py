@@ -65,7 +65,7 @@ BAND_WORDS = {
 }
 
 
-class Priority(msgspec.Struct, frozen=True, order=True):
+class Priority(msgspec.Struct, frozen=True, order=True, gc=False):
     """A band, and an integer that only orders inside the band."""
 
     band: Band = Band.BATCH
@@ -221,7 +221,7 @@ class Update(msgspec.Struct, frozen=True, omit_defaults=True):
     max_disruptions: int = 0
 
 
-class Replicas(msgspec.Struct, frozen=True):
+class Replicas(msgspec.Struct, frozen=True, gc=False):
     """``min`` is the gang: it starts together or not at all. What is above it may be taken."""
 
     min: int = 1
@@ -278,7 +278,7 @@ class IdleGpu(msgspec.Struct, frozen=True, omit_defaults=True):
     for_s: float = 1800.0
 
 
-class Shape(msgspec.Struct, frozen=True, omit_defaults=True):
+class Shape(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One set of resources that a replica can run with."""
 
     resources: Resources
@@ -305,7 +305,7 @@ class Override(msgspec.Struct, frozen=True, omit_defaults=True):
         return isinstance(index, int) and self.first <= index <= self.last
 
 
-class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What somebody asks for, checked and in our units.
 
     Attributes:

@@ -26,7 +26,7 @@ from tidecell.structs.tenant import Policy
 # Plans: what schedule() proposes, in terms the state machine verifies
 
 
-class Placement(msgspec.Struct, frozen=True, omit_defaults=True):
+class Placement(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Start this task on this machine.
 
     Attributes:
@@ -42,7 +42,7 @@ class Placement(msgspec.Struct, frozen=True, omit_defaults=True):
     shape: int = 0
 
 
-class Removal(msgspec.Struct, frozen=True, omit_defaults=True):
+class Removal(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Tell this task to leave in favour of ``by``; ``new_size`` replicas of its job remain."""
 
     uid: str
@@ -52,7 +52,7 @@ class Removal(msgspec.Struct, frozen=True, omit_defaults=True):
     new_size: int
 
 
-class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
+class Claim(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Capacity of ``machine``, and these devices, are held for this task until it starts or withdraws."""
 
     uid: str

@@ -7,7 +7,7 @@ import msgspec
 GPU = 1000  # thousandths of one accelerator
 
 
-class Resources(msgspec.Struct, frozen=True, omit_defaults=True):
+class Resources(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A vector of cpu, memory and accelerators.
 
     Attributes:
