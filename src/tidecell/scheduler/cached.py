@@ -11,6 +11,7 @@ On cells of ``COMPILE_FROM`` rows and more the kernel is compiled, where Numba i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,10 @@ from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.compiled import compiled
 from tidecell.scheduler.feasibility import Floats, PlacementClass, choose_devices
-from tidecell.scheduler.fleet import CPU, MEMORY, Ints
-from tidecell.scheduler.scoring import GPU_WEIGHT
+from tidecell.scheduler.fleet import Ints
+from tidecell.scheduler.scoring import score_row
 from tidecell.scheduler.snapshot import JobView
-from tidecell.structs.resources import GPU, Resources
+from tidecell.structs.resources import Resources
 
 CACHE_FROM = 24  # rows; below it full scans are quicker than keeping books
 COMPILE_FROM = 512  # rows; below it importing a compiler costs more than it saves
@@ -36,11 +37,12 @@ def score_rows(
     typed_NG: Bools,
     free_NR: Ints,
     gpu_NG: Ints,
-    capacity_NR: Ints,
+    full_NR: Ints,
     ask_R: Ints,
+    mix_XP: Floats,
     scores_K: Floats,
 ) -> None:
-    """Write the score of some rows, infinite where a replica does not fit; the formula is ``left_over_N``'s.
+    """Write the packing score of some rows, infinite where a replica does not fit.
 
     Args:
         rows: Which.
@@ -49,34 +51,19 @@ def score_rows(
         typed_NG: Devices of the type asked for; no columns where no device is asked for.
         free_NR: Cpu and memory.
         gpu_NG: Thousandths of each device.
-        capacity_NR: Of empty rows.
+        full_NR: Of empty rows: cpu, memory and thousandths.
         ask_R: Cpu, memory and thousandths of accelerators.
+        mix_XP: What the cell usually gets.
         scores_K: Written to.
     """
-    cpu, memory, gpu = ask_R[0], ask_R[1], ask_R[2]
-    num_devices, num_typed = gpu_NG.shape[1], typed_NG.shape[1]
     for at in range(len(rows)):
         row = rows[at]
-        fits = allowed_N[row]
-        fits = fits and (cpu == 0 or free_NR[row, 0] >= cpu) and (memory == 0 or free_NR[row, 1] >= memory)
-        if fits and gpu > 0:
-            able = 0
-            least = gpu if gpu < 1000 else 1000
-            for device in range(num_typed):
-                if typed_NG[row, device] and gpu_NG[row, device] >= least:
-                    able += 1
-            fits = able >= (gpu + 999) // 1000
-        if not fits:
-            scores_K[rank_N[row]] = np.inf
-            continue
-        share = max(free_NR[row, 0] - cpu, 0) / max(capacity_NR[row, 0], 1)
-        share = share + max(free_NR[row, 1] - memory, 0) / max(capacity_NR[row, 1], 1)
-        if num_devices > 0:
-            left = -gpu
-            for device in range(num_devices):
-                left += max(gpu_NG[row, device], 0)
-            share = share + 4.0 * (left / 1000)
-        scores_K[rank_N[row]] = share
+        score = math.inf
+        if allowed_N[row]:
+            score = score_row(
+                free_NR[row, 0], free_NR[row, 1], gpu_NG[row], typed_NG[row], full_NR[row], ask_R, mix_XP
+            )
+        scores_K[rank_N[row]] = score
 
 
 @dataclass
@@ -166,13 +153,11 @@ class ScoreCache:
             kind.typed_NG,
             board.open.free_NR,
             board.open.gpu_NG,
-            board.fleet.capacity_NR,
+            board.full_NR,
             kind.ask_R,
+            board.mix_XP,
             kind.scores_K,
         )
 
 
 __all__ = ["CACHE_FROM", "COMPILE_FROM", "ScoreCache", "score_rows"]
-_FORMULA = (CPU, MEMORY, GPU, GPU_WEIGHT)  # what the kernel has written out as 0, 1, 1000 and 4.0
-if _FORMULA != (0, 1, 1000, 4.0):
-    raise ImportError("score_rows no longer agrees with the columns or weights of scoring.py")

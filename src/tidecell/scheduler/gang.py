@@ -10,7 +10,7 @@ from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board, Spot
 from tidecell.scheduler.feasibility import Floats, PlacementClass, Room, choose_devices, copies_N, fits_N
 from tidecell.scheduler.fleet import Fleet
-from tidecell.scheduler.scoring import best_row, left_over_N
+from tidecell.scheduler.scoring import best_row, score_N
 from tidecell.scheduler.snapshot import JobView, Snapshot
 from tidecell.scheduler.topology import Evenness, domain_masks
 from tidecell.structs.resources import Resources
@@ -124,9 +124,14 @@ class _Fitting:
         self.request = request
         self.ok_N = fits_N(self.room, request, self.kind.typed_NG)
         self.ok_N &= self.allowed_N
-        self.score_N = left_over_N(self.room, self.board.fleet.capacity_NR, request)
+        self.score_N = self._packing_N(slice(None), self.room, self.kind.typed_NG, request)
         if self.kind.bias_N is not None:
             self.score_N = self.score_N + self.kind.bias_N
+
+    def _packing_N(self, rows: slice, room: Room, typed_NG: Bools | None, request: Resources) -> Floats:
+        ask_R = np.array([request.cpu_millis, request.memory_bytes, request.gpu_millis], np.int64)
+        board = self.board
+        return score_N(room.free_NR, room.gpu_NG, typed_NG, board.full_NR[rows], ask_R, board.mix_XP)
 
     def _claimed_row(self, index: int, request: Resources) -> int:
         """Return the row that is held for this task, if it still suffices."""
@@ -152,6 +157,6 @@ class _Fitting:
         room = Room(self.room.free_NR[one], self.room.gpu_NG[one])
         typed_NG = None if self.kind.typed_NG is None else self.kind.typed_NG[one]
         self.ok_N[one] = fits_N(room, request, typed_NG) & self.allowed_N[one]
-        self.score_N[one] = left_over_N(room, self.board.fleet.capacity_NR[one], request)
+        self.score_N[one] = self._packing_N(one, room, typed_NG, request)
         if self.kind.bias_N is not None:
             self.score_N[one] += self.kind.bias_N[one]

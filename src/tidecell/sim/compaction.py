@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from tidecell.scheduler.packing import Ints
+from tidecell.scheduler.scoring import Ints
 from tidecell.sim.openb import Machines, Pods
 from tidecell.sim.packing import mix_for, pack
 from tidecell.structs.errors import DataError
