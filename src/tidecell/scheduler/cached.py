@@ -11,7 +11,6 @@ On cells of ``COMPILE_FROM`` rows and more the kernel is compiled, where Numba i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,51 +18,16 @@ import numpy as np
 
 from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board, Spot
-from tidecell.scheduler.compiled import compiled
-from tidecell.scheduler.feasibility import Floats, PlacementClass, choose_devices
+from tidecell.scheduler.compiled import can_compile, compiled
+from tidecell.scheduler.feasibility import Floats, PlacementClass, Room, choose_devices, fits_N
 from tidecell.scheduler.fleet import Ints
-from tidecell.scheduler.scoring import score_row
+from tidecell.scheduler.scoring import NUM_FACTS, score_N, score_rows
 from tidecell.scheduler.snapshot import JobView
 from tidecell.structs.resources import Resources
 
 CACHE_FROM = 24  # rows; below it full scans are quicker than keeping books
+COLUMNS_FROM = 6  # rows; uncompiled, fewer are quicker one by one
 COMPILE_FROM = 512  # rows; below it importing a compiler costs more than it saves
-
-
-def score_rows(
-    rows: Ints,
-    rank_N: Ints,
-    allowed_N: Bools,
-    typed_NG: Bools,
-    free_NR: Ints,
-    gpu_NG: Ints,
-    full_NR: Ints,
-    ask_R: Ints,
-    mix_XP: Floats,
-    scores_K: Floats,
-) -> None:
-    """Write the packing score of some rows, infinite where a replica does not fit.
-
-    Args:
-        rows: Which.
-        rank_N: Each row's place among equals; scores are in that order, so the first least one wins.
-        allowed_N: Where this kind of work may go at all.
-        typed_NG: Devices of the type asked for; no columns where no device is asked for.
-        free_NR: Cpu and memory.
-        gpu_NG: Thousandths of each device.
-        full_NR: Of empty rows: cpu, memory and thousandths.
-        ask_R: Cpu, memory and thousandths of accelerators.
-        mix_XP: What the cell usually gets.
-        scores_K: Written to.
-    """
-    for at in range(len(rows)):
-        row = rows[at]
-        score = math.inf
-        if allowed_N[row]:
-            score = score_row(
-                free_NR[row, 0], free_NR[row, 1], gpu_NG[row], typed_NG[row], full_NR[row], ask_R, mix_XP
-            )
-        scores_K[rank_N[row]] = score
 
 
 @dataclass
@@ -82,7 +46,10 @@ class ScoreCache:
     def __init__(self, board: Board) -> None:
         self._board = board
         size = len(board.fleet.names)
-        self._score = compiled(score_rows, size >= COMPILE_FROM)
+        self._compiled = size >= COMPILE_FROM and can_compile()
+        self._score = compiled(score_rows, self._compiled)
+        self._facts_NF, self._known_N = np.zeros((size, NUM_FACTS)), np.zeros(size, np.bool_)
+        self._seen = len(board.changed_rows)
         self._row_K = np.argsort(board.rank_N)
         self._no_types = np.zeros((size, 0), np.bool_)
         self._kinds: dict[tuple[int, Resources], _Kind] = {}
@@ -131,6 +98,9 @@ class ScoreCache:
     def _kind(self, placement: PlacementClass, request: Resources) -> _Kind:
         key = (id(placement), request)
         known, log = self._kinds.get(key), self._board.changed_rows
+        for row in log[self._seen :]:
+            self._known_N[row] = False
+        self._seen = len(log)
         if known is None:
             typed_NG = self._no_types if placement.typed_NG is None else placement.typed_NG
             ask_R = np.array([request.cpu_millis, request.memory_bytes, request.gpu_millis], np.int64)
@@ -146,6 +116,9 @@ class ScoreCache:
 
     def _rescore(self, placement: PlacementClass, kind: _Kind, rows: Ints) -> None:
         board = self._board
+        if not self._compiled and len(rows) >= COLUMNS_FROM:
+            self._rescore_by_columns(placement, kind, rows)
+            return
         self._score(
             rows,
             board.rank_N,
@@ -156,8 +129,18 @@ class ScoreCache:
             board.full_NR,
             kind.ask_R,
             board.mix_XP,
+            self._facts_NF,
+            self._known_N,
             kind.scores_K,
         )
 
+    def _rescore_by_columns(self, placement: PlacementClass, kind: _Kind, rows: Ints) -> None:
+        board = self._board
+        room = Room(board.open.free_NR[rows], board.open.gpu_NG[rows])
+        typed_NG = None if placement.typed_NG is None else placement.typed_NG[rows]
+        ok_N = fits_N(room, Resources(*map(int, kind.ask_R)), typed_NG) & placement.allowed_N[rows]
+        scores_N = score_N(*room, typed_NG, board.full_NR[rows], kind.ask_R, board.mix_XP)
+        kind.scores_K[board.rank_N[rows]] = np.where(ok_N, scores_N, np.inf)
 
-__all__ = ["CACHE_FROM", "COMPILE_FROM", "ScoreCache", "score_rows"]
+
+__all__ = ["CACHE_FROM", "COMPILE_FROM", "ScoreCache"]

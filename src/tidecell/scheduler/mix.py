@@ -29,6 +29,7 @@ from tidecell.scheduler.scoring import (
 )
 
 MOST_SHAPES = 256  # the most frequent count; a cell whose tasks all differ does not slow its passes down
+MOST_SIZES = 32  # of fractions
 MAX_ROUNDS = 1000
 
 Shape = tuple[int, int, int]  # cpu_millis, memory, accelerator thousandths
@@ -62,7 +63,8 @@ def _fill(mix_XP: Floats, shapes_SR: Ints, counts_S: Ints) -> None:
     fitting_P = np.zeros(WHOLE + 1)
     np.add.at(fitting_P, sizes, demand)
     mix_XP[PARTS, :WHOLE] = (np.arange(WHOLE + 1) * fitting_P.cumsum())[:WHOLE]
-    mix_XP[GAPS] = gap_values(sizes, demand)
+    if len(sizes):
+        mix_XP[GAPS] = _gaps(*_roughly(sizes, demand))
     # Cpu and memory beside one device: of a fraction, as often as it goes there; of many, an equal part.
     # Large requests count by the square of their devices (measured: docs/lab-log.md).
     copies_S = np.where(shared_S, WHOLE // np.minimum(asked_S, WHOLE), 1)
@@ -99,6 +101,22 @@ def usual_shapes(asks_NQ: Ints, coverage: float) -> tuple[Ints, Floats]:
     enough = int(np.searchsorted(counts.cumsum(), coverage * counts.sum())) + 1
     kept = counts[:enough]
     return np.ascontiguousarray(shapes[:enough]), kept / kept.sum()
+
+
+def _roughly(sizes: Ints, demand: Floats) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return the sizes that come most and how often, to a power of two; of the rest, one in 1024 or less.
+
+    Prices hardly move with the demand. So they are seldom worked out anew while tasks come and go.
+    """
+    share = 2.0 ** np.round(np.log2(demand / demand.sum()))
+    most = np.sort(np.argsort(-demand, kind="stable")[:MOST_SIZES])
+    kept = most[share[most] > 2.0**-10]
+    return tuple(sizes[kept].tolist()), tuple(share[kept].tolist())
+
+
+@lru_cache(maxsize=64)
+def _gaps(sizes: tuple[int, ...], demand: tuple[float, ...]) -> Floats:
+    return gap_values(np.array(sizes, np.int64), np.array(demand))
 
 
 def gap_values(sizes: Ints, demand: Floats) -> Floats:

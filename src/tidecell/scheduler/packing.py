@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from tidecell.scheduler.scoring import WHOLE, Bools, Floats, Ints
+from tidecell.scheduler.scoring import WHOLE, Bools, Floats, Ints, note_facts
 from tidecell.scheduler.scoring import score_row as our_score
 
 TIDECELL, FGD, BEST_FIT, WORST_FIT, FIRST_FIT, DOT_PRODUCT, RANDOM = range(7)
@@ -97,13 +97,21 @@ def fragment(free_R: Ints, gpu_G: Ints, type_id: int, shapes_SQ: Ints, weights_S
     return lost
 
 
-def row_value(
-    policy: int, free_R: Ints, gpu_G: Ints, type_id: int, shapes_SQ: Ints, weights_S: Floats
-) -> float:
-    """Return what the free room of a row is worth to a policy; 0 where it does not care, or does not ask."""
+def note_row(
+    policy: int,
+    free_R: Ints,
+    gpu_G: Ints,
+    type_id: int,
+    mix_XP: Floats,
+    shapes_SQ: Ints,
+    weights_S: Floats,
+    facts_F: Floats,
+) -> None:
+    """Write what a policy wants to know of a row whatever is asked; a caller does so when the row changes."""
+    if policy == TIDECELL:
+        note_facts(free_R[CPU], free_R[MEMORY], gpu_G, mix_XP, facts_F)
     if policy == FGD:
-        return -fragment(free_R, gpu_G, type_id, shapes_SQ, weights_S)
-    return 0.0
+        facts_F[0] = -fragment(free_R, gpu_G, type_id, shapes_SQ, weights_S)
 
 
 def scramble(row: int, salt: int) -> float:
@@ -131,7 +139,7 @@ def _baseline(policy: int, row: int, free_R: Ints, gpu_G: Ints, ask_Q: Ints, sal
 def score_row(
     policy: int,
     row: int,
-    value: float,
+    facts_F: Floats,
     free_R: Ints,
     gpu_G: Ints,
     type_id: int,
@@ -149,7 +157,7 @@ def score_row(
     Args:
         policy: One of the codes in ``POLICIES``.
         row: Number of the row; orders ``first-fit``, and ``random`` with the salt.
-        value: ``row_value`` of the row as it is.
+        facts_F: What ``note_row`` wrote of the row as it is.
         work_G: Scratch, as long as ``gpu_G``; its content does not matter.
         all_G: As long, all true: accelerators of a row are of one type.
         salt: Changes with every ask under ``random``.
@@ -157,11 +165,12 @@ def score_row(
     if not fits(free_R, gpu_G, type_id, ask_Q):
         return math.inf, -1
     if policy == FGD:
-        return _fgd_score(value, free_R, gpu_G, type_id, ask_Q, shapes_SQ, weights_S, work_G)
+        return _fgd_score(facts_F[0], free_R, gpu_G, type_id, ask_Q, shapes_SQ, weights_S, work_G)
     asked = ask_Q[THOUSANDTHS]
     place = fullest(gpu_G, asked) if 0 < asked < WHOLE else -1
     if policy == TIDECELL:
-        return our_score(free_R[CPU], free_R[MEMORY], gpu_G, all_G, full_R, ask_Q, mix_XP), place
+        score = our_score(free_R[CPU], free_R[MEMORY], gpu_G, all_G, full_R, ask_Q, facts_F, mix_XP)
+        return score, place
     return _baseline(policy, row, free_R, gpu_G, ask_Q, salt), place
 
 

@@ -44,6 +44,9 @@ WHOLE = 1000  # thousandths of an accelerator
 WHOLES, PARTS, GAPS, CPU_FOR, MEMORY_FOR, SCALES, NUM_TABLES = range(7)
 MOST_DEVICES = 64  # of a row; further ones are worth no more each
 QUANTA = 256
+# Of a row: idle devices, devices with room for a usual fraction, idle thousandths, what that room is worth,
+# and what all that is idle is.
+NUM_FACTS = 5
 
 # Measured on nine variants of the openb trace and ten made from them (docs/lab-log.md): plateaus, not peaks.
 GAP_WEIGHT = 10.0
@@ -97,8 +100,43 @@ def hybrid(cpu: int, memory: int, gpu: int, full_R: Ints, asked: int) -> float:
     return score / 2.0
 
 
+def note_facts(cpu: int, memory: int, gpu_G: Ints, mix_XP: Floats, facts_F: Floats) -> None:
+    """Write what the score needs of a row whatever is asked: see ``NUM_FACTS``."""
+    whole, parts, idle, room = 0, 0, 0, 0.0
+    for g in range(len(gpu_G)):
+        free = gpu_G[g]
+        if free >= WHOLE:
+            whole += 1
+        elif free > 0 and mix_XP[PARTS, free] > 0.0:
+            parts += 1
+            room += mix_XP[PARTS, free]
+        idle += max(free, 0)
+    facts_F[0], facts_F[1], facts_F[2], facts_F[3] = whole, parts, idle, room
+    facts_F[4] = worth(max(cpu, 0), max(memory, 0), whole, parts, room, mix_XP)
+
+
+def smallest_gap(gpu_G: Ints, able_G: Bools, asked: int) -> int:
+    """Return the room of the fullest device that takes this many thousandths; 0 if none does.
+
+    More than one device must have as many whole ones to give.
+    """
+    each, able, gap = min(asked, WHOLE), 0, 0
+    for g in range(min(len(gpu_G), len(able_G))):
+        if able_G[g] and gpu_G[g] >= each:
+            able += 1
+            gap = gpu_G[g] if gap == 0 else min(gap, gpu_G[g])
+    return gap if able * WHOLE >= asked else 0
+
+
 def score_row(
-    cpu: int, memory: int, gpu_G: Ints, able_G: Bools, full_R: Ints, ask_R: Ints, mix_XP: Floats
+    cpu: int,
+    memory: int,
+    gpu_G: Ints,
+    able_G: Bools,
+    full_R: Ints,
+    ask_R: Ints,
+    facts_F: Floats,
+    mix_XP: Floats,
 ) -> float:
     """Return how bad it is to put a request on a row; infinite where it does not fit.
 
@@ -112,27 +150,17 @@ def score_row(
         able_G: Devices of the type asked for; may have no entries if none is asked for.
         full_R: Of the empty row.
         ask_R: What is asked.
+        facts_F: What ``note_facts`` wrote of the row as it is.
         mix_XP: The table of a ``Mix``.
     """
     asked = ask_R[2]
-    if (ask_R[0] > 0 and cpu < ask_R[0]) or (ask_R[1] > 0 and memory < ask_R[1]):
+    if (ask_R[0] > 0 and cpu < ask_R[0]) or (ask_R[1] > 0 and memory < ask_R[1]) or facts_F[2] < asked:
         return math.inf
-    whole, parts, room, idle, able, gap = 0, 0, 0.0, 0, 0, WHOLE + 1
-    for g in range(len(gpu_G)):
-        free = gpu_G[g]
-        if g < len(able_G) and able_G[g] and asked > 0 and free >= min(asked, WHOLE):
-            able += 1
-            gap = min(gap, free)
-        if free >= WHOLE:
-            whole += 1
-        elif free > 0 and mix_XP[PARTS, free] > 0.0:
-            parts += 1
-            room += mix_XP[PARTS, free]
-        idle += max(free, 0)
-    if able * WHOLE < asked:
+    gap = smallest_gap(gpu_G, able_G, asked) if asked > 0 else 0
+    if asked > 0 and gap == 0:
         return math.inf
     left_cpu, left_memory = max(cpu - ask_R[0], 0), max(memory - ask_R[1], 0)
-    lost = worth(max(cpu, 0), max(memory, 0), whole, parts, room, mix_XP)
+    whole, parts, room, lost = int(facts_F[0]), int(facts_F[1]), facts_F[3], facts_F[4]
     if asked >= WHOLE:
         whole -= asked // WHOLE
     elif asked > 0:
@@ -147,7 +175,55 @@ def score_row(
             room += mix_XP[PARTS, gap - asked]
     lost = lost - asked - worth(left_cpu, left_memory, whole, parts, room, mix_XP)
     steps = math.floor(lost / STEP + 1e-9)
-    return float((steps + hybrid(left_cpu, left_memory, idle - asked, full_R, asked)) / SCALE)
+    return float((steps + hybrid(left_cpu, left_memory, int(facts_F[2]) - asked, full_R, asked)) / SCALE)
+
+
+def score_rows(
+    rows: Ints,
+    rank_N: Ints,
+    allowed_N: Bools,
+    typed_NG: Bools,
+    free_NR: Ints,
+    gpu_NG: Ints,
+    full_NR: Ints,
+    ask_R: Ints,
+    mix_XP: Floats,
+    facts_NF: Floats,
+    known_N: Bools,
+    scores_K: Floats,
+) -> None:
+    """Write the score of some rows, infinite where a replica does not fit.
+
+    Args:
+        rows: Which.
+        rank_N: Each row's place among equals; scores are in that order, so the first least one wins.
+        allowed_N: Where this kind of work may go at all.
+        typed_NG: Devices of the type asked for; no columns where no device is asked for.
+        free_NR: Cpu and memory.
+        gpu_NG: Thousandths of each device.
+        full_NR: Of empty rows: cpu, memory and thousandths.
+        ask_R: Cpu, memory and thousandths of accelerators.
+        mix_XP: What the cell usually gets.
+        facts_NF: What ``note_facts`` found; written to.
+        known_N: Rows of which that is up to date; written to.
+        scores_K: Written to.
+    """
+    asked_cpu, asked_memory, asked = ask_R[0], ask_R[1], ask_R[2]
+    for at in range(len(rows)):
+        row = rows[at]
+        scores_K[rank_N[row]] = math.inf
+        cpu, memory = free_NR[row, 0], free_NR[row, 1]
+        # Looked at first what most rows of a full cell fail by.
+        if (asked_cpu > 0 and cpu < asked_cpu) or (asked_memory > 0 and memory < asked_memory):
+            continue
+        if not allowed_N[row] or (known_N[row] and facts_NF[row, 2] < asked):
+            continue
+        if not known_N[row]:
+            note_facts(cpu, memory, gpu_NG[row], mix_XP, facts_NF[row])
+            known_N[row] = True
+        scores_K[rank_N[row]] = score_row(
+            cpu, memory, gpu_NG[row], typed_NG[row], full_NR[row], ask_R, facts_NF[row], mix_XP
+        )
 
 
 def _suffices_N(mix_XP: Floats, table: int, amount_N: Ints, devices_N: Ints) -> Floats:

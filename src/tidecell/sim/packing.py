@@ -19,8 +19,8 @@ import numpy as np
 
 from tidecell.scheduler.compiled import compiled
 from tidecell.scheduler.mix import mix_of, usual_shapes
-from tidecell.scheduler.packing import FGD, MEMORY, POLICIES, RANDOM, THOUSANDTHS, row_value, score_row, take
-from tidecell.scheduler.scoring import WHOLE, Floats, Ints
+from tidecell.scheduler.packing import FGD, MEMORY, POLICIES, RANDOM, THOUSANDTHS, note_row, score_row, take
+from tidecell.scheduler.scoring import NUM_FACTS, WHOLE, Floats, Ints
 from tidecell.sim.bound import allocation_bound
 from tidecell.sim.openb import Machines, Pods
 from tidecell.structs.errors import DataError
@@ -187,11 +187,11 @@ def pack_rows(
     places_KN = np.full((num_kinds, num_rows), -1, np.int64)
     seen_KN = np.full((num_kinds, num_rows), -1, np.int64)
     changes_N = np.zeros(num_rows, np.int64)
-    values_N = np.zeros(num_rows)
+    facts_NF = np.zeros((num_rows, NUM_FACTS))
     work_G = np.zeros(gpu_NG.shape[1], np.int64)
     all_G = np.ones(gpu_NG.shape[1], np.bool_)
     for n in range(num_rows):
-        values_N[n] = row_value(policy, free_NR[n], gpu_NG[n], types_N[n], shapes_SQ, weights_S)
+        note_row(policy, free_NR[n], gpu_NG[n], types_N[n], mix_XP, shapes_SQ, weights_S, facts_NF[n])
     for a in range(kinds_A.shape[0]):
         k = kinds_A[a]
         best, row = math.inf, -1
@@ -201,7 +201,7 @@ def pack_rows(
                 scores_KN[k, n], places_KN[k, n] = score_row(
                     policy,
                     n,
-                    values_N[n],
+                    facts_NF[n],
                     free_NR[n],
                     gpu_NG[n],
                     types_N[n],
@@ -222,7 +222,7 @@ def pack_rows(
         free_NR[row, 0] -= asks_KQ[k, 0]
         free_NR[row, 1] -= asks_KQ[k, 1]
         take(gpu_NG[row], asks_KQ[k, THOUSANDTHS], places_KN[k, row])
-        values_N[row] = row_value(policy, free_NR[row], gpu_NG[row], types_N[row], shapes_SQ, weights_S)
+        note_row(policy, free_NR[row], gpu_NG[row], types_N[row], mix_XP, shapes_SQ, weights_S, facts_NF[row])
         changes_N[row] += 1
 
 
