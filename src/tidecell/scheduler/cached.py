@@ -18,7 +18,7 @@ import numpy as np
 
 from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board, Spot
-from tidecell.scheduler.compiled import can_compile, compiled
+from tidecell.scheduler.compiled import COMPILE_FROM, can_compile, compiled
 from tidecell.scheduler.feasibility import Floats, PlacementClass, Room, choose_devices, fits_N
 from tidecell.scheduler.fleet import Ints
 from tidecell.scheduler.scoring import NUM_FACTS, score_N, score_rows
@@ -27,7 +27,6 @@ from tidecell.structs.resources import Resources
 
 CACHE_FROM = 24  # rows; below it full scans are quicker than keeping books
 COLUMNS_FROM = 6  # rows; uncompiled, fewer are quicker one by one
-COMPILE_FROM = 512  # rows; below it importing a compiler costs more than it saves
 
 
 @dataclass

@@ -15,6 +15,8 @@ from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, TypeVar, cast
 
+COMPILE_FROM = 512  # rows; below it importing a compiler costs more than it saves
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
