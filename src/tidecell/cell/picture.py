@@ -148,6 +148,8 @@ def check_picture(state: CellState, snapshot: Snapshot, kept: Kept) -> None:
     for name in ("used_NR", "leaving_NR", "gpu_used_NG", "gpu_leaving_NG", "open_N"):
         if not np.array_equal(getattr(kept.fleet, name), getattr(fleet, name)):
             raise InvariantError(f"the kept picture's {name} differs from what tasks hold")
+    if kept.fleet.held != fleet.held:
+        raise InvariantError(f"the kept picture counts {kept.fleet.held} held instead of {fleet.held}")
 
 
 __all__ = ["Picture", "check_picture"]

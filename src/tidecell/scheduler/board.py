@@ -22,6 +22,8 @@ from tidecell.scheduler.feasibility import (
     placement_class,
 )
 from tidecell.scheduler.fleet import CPU, MEMORY, Fleet, Ints
+from tidecell.scheduler.mix import mix_of
+from tidecell.scheduler.scoring import Floats
 from tidecell.scheduler.snapshot import JobView, Kept, Snapshot, TaskView
 from tidecell.structs.job import JobSpec
 from tidecell.structs.messages import Claim
@@ -67,6 +69,23 @@ def _type_claimed(snapshot: Snapshot, claim: Claim) -> str:
     return next((s.accelerator_type for s in shapes if s.resources == claim.resources), "")
 
 
+def _usual_requests(snapshot: Snapshot, fleet: Fleet, kept: Kept | None) -> Floats:
+    """Return the table of what tasks with accelerators hold, and what those that wait ask for."""
+    if not fleet.gpu_capacity_NG.shape[1]:
+        return mix_of({})
+    counts = {(r.cpu_millis, r.memory_bytes, r.gpu_millis): n for r, n in fleet.held.items()}
+    for job in snapshot.jobs if kept is None else map(kept.jobs.__getitem__, kept.waiting):
+        spec = job.spec
+        if not spec.resources.gpu_millis and not spec.tasks:
+            continue
+        for task in job.tasks:
+            if task.pending:
+                asked = spec.request(task.index)
+                shape = (asked.cpu_millis, asked.memory_bytes, asked.gpu_millis)
+                counts[shape] = counts.get(shape, 0) + 1
+    return mix_of(counts)
+
+
 class Board:
     """Mutable picture of the machines during one pass.
 
@@ -77,6 +96,8 @@ class Board:
         open: What anybody may use now: free, less what is kept for heads. Kept row by row.
         num_given_back: How often something was given back; what fits nowhere does so until the next time.
         changed_rows: Rows of ``open`` that changed, in order; it only grows.
+        full_NR: Cpu, memory and accelerator thousandths of each row when empty.
+        mix_XP: What the cell usually gets, for the packing score; as it was before the pass.
     """
 
     def __init__(
@@ -94,6 +115,8 @@ class Board:
         self._nothing_G = [0] * self.free.gpu_NG.shape[1]
         self.num_given_back = 0
         self.changed_rows: list[int] = []
+        self.full_NR = np.column_stack([fleet.capacity_NR, fleet.gpu_capacity_NG.sum(axis=1)])
+        self.mix_XP = _usual_requests(snapshot, fleet, kept)
         self._devices: dict[Key, tuple[int, ...]] = {}  # columns that a claim holds
         self._share_classes = share_classes
         self._classes: dict[tuple[object, ...], PlacementClass] = {}

@@ -18,66 +18,16 @@ import numpy as np
 
 from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board, Spot
-from tidecell.scheduler.compiled import compiled
-from tidecell.scheduler.feasibility import Floats, PlacementClass, choose_devices
-from tidecell.scheduler.fleet import CPU, MEMORY, Ints
-from tidecell.scheduler.scoring import GPU_WEIGHT
+from tidecell.scheduler.compiled import COMPILE_FROM, can_compile, compiled
+from tidecell.scheduler.feasibility import Floats, PlacementClass, Room, choose_devices, fits_N
+from tidecell.scheduler.fleet import Ints
+from tidecell.scheduler.scoring import NUM_FACTS, score_N, score_rows
 from tidecell.scheduler.snapshot import JobView
-from tidecell.structs.resources import GPU, Resources
+from tidecell.structs.resources import Resources
 
 CACHE_FROM = 24  # rows; below it full scans are quicker than keeping books
-COMPILE_FROM = 512  # rows; below it importing a compiler costs more than it saves
+COLUMNS_FROM = 6  # rows; uncompiled, fewer are quicker one by one
 BLOCK = 64  # scores of which the least is kept, so that the best row is found without reading all
-
-
-def score_rows(
-    rows: Ints,
-    rank_N: Ints,
-    allowed_N: Bools,
-    typed_NG: Bools,
-    free_NR: Ints,
-    gpu_NG: Ints,
-    capacity_NR: Ints,
-    ask_R: Ints,
-    scores_K: Floats,
-) -> None:
-    """Write the score of some rows, infinite where a replica does not fit; the formula is ``left_over_N``'s.
-
-    Args:
-        rows: Which.
-        rank_N: Each row's place among equals; scores are in that order, so the first least one wins.
-        allowed_N: Where this kind of work may go at all.
-        typed_NG: Devices of the type asked for; no columns where no device is asked for.
-        free_NR: Cpu and memory.
-        gpu_NG: Thousandths of each device.
-        capacity_NR: Of empty rows.
-        ask_R: Cpu, memory and thousandths of accelerators.
-        scores_K: Written to.
-    """
-    cpu, memory, gpu = ask_R[0], ask_R[1], ask_R[2]
-    num_devices, num_typed = gpu_NG.shape[1], typed_NG.shape[1]
-    for at in range(len(rows)):
-        row = rows[at]
-        fits = allowed_N[row]
-        fits = fits and (cpu == 0 or free_NR[row, 0] >= cpu) and (memory == 0 or free_NR[row, 1] >= memory)
-        if fits and gpu > 0:
-            able = 0
-            least = gpu if gpu < 1000 else 1000
-            for device in range(num_typed):
-                if typed_NG[row, device] and gpu_NG[row, device] >= least:
-                    able += 1
-            fits = able >= (gpu + 999) // 1000
-        if not fits:
-            scores_K[rank_N[row]] = np.inf
-            continue
-        share = max(free_NR[row, 0] - cpu, 0) / max(capacity_NR[row, 0], 1)
-        share = share + max(free_NR[row, 1] - memory, 0) / max(capacity_NR[row, 1], 1)
-        if num_devices > 0:
-            left = -gpu
-            for device in range(num_devices):
-                left += max(gpu_NG[row, device], 0)
-            share = share + 4.0 * (left / 1000)
-        scores_K[rank_N[row]] = share
 
 
 def bring_up_to_date(
@@ -92,8 +42,11 @@ def bring_up_to_date(
     typed_NG: Bools,
     free_NR: Ints,
     gpu_NG: Ints,
-    capacity_NR: Ints,
+    full_NR: Ints,
     ask_R: Ints,
+    mix_XP: Floats,
+    facts_NF: Floats,
+    known_N: Bools,
     scores_K: Floats,
     least_B: Floats,
 ) -> int:
@@ -111,18 +64,20 @@ def bring_up_to_date(
         typed_NG: Devices of the type asked for.
         free_NR: Cpu and memory.
         gpu_NG: Thousandths of each device.
-        capacity_NR: Of empty rows.
+        full_NR: Of empty rows: cpu, memory and thousandths.
         ask_R: Cpu, memory and thousandths of accelerators.
+        mix_XP: What the cell usually gets.
+        facts_NF: What is known of rows; written to.
+        known_N: Of which; written to.
         scores_K: Written to.
         least_B: The least score of each block of ``BLOCK`` places; written to.
     """
     size, count = len(rank_N), 0
-    if seen < 0 or num_logged - seen >= size:
+    anew = seen < 0 or num_logged - seen >= size
+    if anew:
         for row in range(size):
             rows_N[row] = row
-        score_rows(rows_N, rank_N, allowed_N, typed_NG, free_NR, gpu_NG, capacity_NR, ask_R, scores_K)
-        for block in range(len(least_B)):
-            least_B[block] = scores_K[block * BLOCK : (block + 1) * BLOCK].min()
+        count = size
     else:
         for at in range(seen, num_logged):
             row = log[at]
@@ -130,7 +85,24 @@ def bring_up_to_date(
                 rows_N[count] = row
                 before_N[count] = scores_K[rank_N[row]]
                 count += 1
-        score_rows(rows_N[:count], rank_N, allowed_N, typed_NG, free_NR, gpu_NG, capacity_NR, ask_R, scores_K)
+    score_rows(
+        rows_N[:count],
+        rank_N,
+        allowed_N,
+        typed_NG,
+        free_NR,
+        gpu_NG,
+        full_NR,
+        ask_R,
+        mix_XP,
+        facts_NF,
+        known_N,
+        scores_K,
+    )
+    if anew:
+        for block in range(len(least_B)):
+            least_B[block] = scores_K[block * BLOCK : (block + 1) * BLOCK].min()
+    else:
         for at in range(count):
             place = rank_N[rows_N[at]]
             block = place // BLOCK
@@ -187,7 +159,10 @@ def place_run(
     before_N: Floats,
     rank_N: Ints,
     row_P: Ints,
-    capacity_NR: Ints,
+    full_NR: Ints,
+    mix_XP: Floats,
+    facts_NF: Floats,
+    known_N: Bools,
     open_NR: Ints,
     open_NG: Ints,
     free_NR: Ints,
@@ -222,8 +197,11 @@ def place_run(
                 typed_TNG[type_K[kind]],
                 open_NR,
                 open_NG,
-                capacity_NR,
+                full_NR,
                 ask_KR[kind],
+                mix_XP,
+                facts_NF,
+                known_N,
                 scores_KN[kind],
                 least_KB[kind],
             )
@@ -249,6 +227,7 @@ def place_run(
             free_NG[row, column] -= min(gpu, 1000)
             open_NG[row, column] -= min(gpu, 1000)
             used_NG[row, column] += min(gpu, 1000)
+        known_N[row] = False
         log[num_logged] = row
         last_N[row] = num_logged
         num_logged += 1
@@ -272,7 +251,10 @@ class ScoreCache:
     def __init__(self, board: Board) -> None:
         self._board = board
         size = len(board.fleet.names)
-        self._score = compiled(score_rows, size >= COMPILE_FROM)
+        self._compiled = size >= COMPILE_FROM and can_compile()
+        self._score = compiled(score_rows, self._compiled)
+        self._facts_NF, self._known_N = np.zeros((size, NUM_FACTS)), np.zeros(size, np.bool_)
+        self._seen = len(board.changed_rows)
         self._row_K = np.argsort(board.rank_N)
         self._no_types = np.zeros((size, 0), np.bool_)
         self._kinds: dict[tuple[int, Resources], _Kind] = {}
@@ -322,6 +304,7 @@ class ScoreCache:
     def _kind(self, placement: PlacementClass, request: Resources) -> _Kind:
         key = (id(placement), request)
         known, log = self._kinds.get(key), self._board.changed_rows
+        self._note_changes()
         if known is None:
             typed_NG = self._no_types if placement.typed_NG is None else placement.typed_NG
             ask_R = np.array([request.cpu_millis, request.memory_bytes, request.gpu_millis], np.int64)
@@ -335,8 +318,18 @@ class ScoreCache:
             self._rescore(placement, known, np.array(rows, np.int64))
         return known
 
+    def _note_changes(self) -> None:
+        """Forget what is known of rows that changed."""
+        log = self._board.changed_rows
+        for row in log[self._seen :]:
+            self._known_N[row] = False
+        self._seen = len(log)
+
     def _rescore(self, placement: PlacementClass, kind: _Kind, rows: Ints) -> None:
         board = self._board
+        if not self._compiled and len(rows) >= COLUMNS_FROM:
+            self._rescore_by_columns(placement, kind, rows)
+            return
         self._score(
             rows,
             board.rank_N,
@@ -344,13 +337,21 @@ class ScoreCache:
             kind.typed_NG,
             board.open.free_NR,
             board.open.gpu_NG,
-            board.fleet.capacity_NR,
+            board.full_NR,
             kind.ask_R,
+            board.mix_XP,
+            self._facts_NF,
+            self._known_N,
             kind.scores_K,
         )
 
+    def _rescore_by_columns(self, placement: PlacementClass, kind: _Kind, rows: Ints) -> None:
+        board = self._board
+        room = Room(board.open.free_NR[rows], board.open.gpu_NG[rows])
+        typed_NG = None if placement.typed_NG is None else placement.typed_NG[rows]
+        ok_N = fits_N(room, Resources(*map(int, kind.ask_R)), typed_NG) & placement.allowed_N[rows]
+        scores_N = score_N(*room, typed_NG, board.full_NR[rows], kind.ask_R, board.mix_XP)
+        kind.scores_K[board.rank_N[rows]] = np.where(ok_N, scores_N, np.inf)
 
-__all__ = ["BLOCK", "CACHE_FROM", "COMPILE_FROM", "ScoreCache", "place_run", "score_rows"]
-_FORMULA = (CPU, MEMORY, GPU, GPU_WEIGHT)  # what the kernel has written out as 0, 1, 1000 and 4.0
-if _FORMULA != (0, 1, 1000, 4.0):
-    raise ImportError("score_rows no longer agrees with the columns or weights of scoring.py")
+
+__all__ = ["BLOCK", "CACHE_FROM", "COMPILE_FROM", "ScoreCache", "place_run"]

@@ -57,6 +57,7 @@ class Fleet:
     ranks: dict[int, Ints] = field(default_factory=dict)  # seed: what `rank_N` found
     type_masks: dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]] = field(default_factory=dict)
     columns: dict[str, object] = field(default_factory=dict)  # attribute: what `attributes.column` found
+    held: dict[Resources, int] = field(default_factory=dict)  # with accelerators: how many tasks hold that
 
     @classmethod
     def of(cls, machines: Sequence[MachineSpec], closed: Iterable[str] = ()) -> Fleet:
@@ -113,6 +114,7 @@ class Fleet:
             self.ranks,
             self.type_masks,
             self.columns,
+            self.held.copy(),
         )
 
     def rank_N(self, seed: int) -> Ints:
@@ -127,10 +129,12 @@ class Fleet:
 
     def occupy(self, row: int, resources: Resources, accelerators: Sequence[int] = ()) -> None:
         """A task holds ``resources`` of a row, on these devices."""
+        self._count(resources, 1)
         self._add(self.used_NR, self.gpu_used_NG, row, resources, accelerators, 1)
 
     def vacate(self, row: int, resources: Resources, accelerators: Sequence[int] = ()) -> None:
         """A task holds them no longer."""
+        self._count(resources, -1)
         self._add(self.used_NR, self.gpu_used_NG, row, resources, accelerators, -1)
 
     def leave(self, row: int, resources: Resources, accelerators: Sequence[int] = ()) -> None:
@@ -140,6 +144,14 @@ class Fleet:
     def left(self, row: int, resources: Resources, accelerators: Sequence[int] = ()) -> None:
         """A task that was told to leave is gone; ``vacate`` is said beside it."""
         self._add(self.leaving_NR, self.gpu_leaving_NG, row, resources, accelerators, -1)
+
+    def _count(self, resources: Resources, sign: int) -> None:
+        if resources.gpu_millis:
+            number = self.held.get(resources, 0) + sign
+            if number:
+                self.held[resources] = number
+            else:
+                del self.held[resources]
 
     def _add(
         self,

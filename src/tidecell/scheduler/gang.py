@@ -8,9 +8,10 @@ import numpy as np
 
 from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board, Spot
+from tidecell.scheduler.compiled import COMPILE_FROM, can_compile, compiled
 from tidecell.scheduler.feasibility import Floats, PlacementClass, Room, choose_devices, copies_N, fits_N
-from tidecell.scheduler.fleet import Fleet
-from tidecell.scheduler.scoring import best_row, left_over_N
+from tidecell.scheduler.fleet import Fleet, Ints
+from tidecell.scheduler.scoring import NUM_FACTS, best_row, note_facts, score_N, score_row, score_rows
 from tidecell.scheduler.snapshot import JobView, Snapshot
 from tidecell.scheduler.topology import Evenness, domain_masks
 from tidecell.structs.resources import Resources
@@ -19,6 +20,7 @@ from tidecell.structs.resources import Resources
 # below 100, preferences are hundreds of thousands, so each only decides among equals of the next.
 EVENNESS = 100.0
 AVOIDED = 1e9
+NO_DEVICES = np.zeros(0, np.bool_)
 
 
 def fit(board: Board, job: JobView, indices: Sequence[int], room: Room) -> list[Spot] | None:
@@ -79,6 +81,10 @@ def _rows_to_try(
     yield from domain_masks(board.fleet, topology, copies, len(indices), board.home_rows(job, indices))
 
 
+def _asked(request: Resources) -> Ints:
+    return np.array([request.cpu_millis, request.memory_bytes, request.gpu_millis], np.int64)
+
+
 class _Fitting:
     """Places tasks of one job in one shape one after the other."""
 
@@ -124,9 +130,30 @@ class _Fitting:
         self.request = request
         self.ok_N = fits_N(self.room, request, self.kind.typed_NG)
         self.ok_N &= self.allowed_N
-        self.score_N = left_over_N(self.room, self.board.fleet.capacity_NR, request)
+        self.score_N = self._packing_N(request)
         if self.kind.bias_N is not None:
             self.score_N = self.score_N + self.kind.bias_N
+
+    def _packing_N(self, request: Resources) -> Floats:
+        """Return the packing score of every row; compiled on a large cell, with the same result."""
+        board, room, typed_NG = self.board, self.room, self.kind.typed_NG
+        ask_R, size = _asked(request), len(room.free_NR)
+        if size < COMPILE_FROM or not can_compile():
+            return score_N(*room, typed_NG, board.full_NR, ask_R, board.mix_XP)
+        scores_N, rows = np.empty(size), np.arange(size)
+        typed_NG = np.zeros((size, 0), np.bool_) if typed_NG is None else typed_NG
+        facts_NF, known_N = np.zeros((size, NUM_FACTS)), np.zeros(size, np.bool_)
+        where = (rows, rows, self.allowed_N, typed_NG, *room, board.full_NR)
+        compiled(score_rows)(*where, ask_R, board.mix_XP, facts_NF, known_N, scores_N)
+        return scores_N
+
+    def _packing(self, row: int, request: Resources) -> float:
+        (free_NR, gpu_NG), typed_NG, mix_XP = self.room, self.kind.typed_NG, self.board.mix_XP
+        cpu, memory, facts_F = free_NR[row, 0], free_NR[row, 1], np.zeros(NUM_FACTS)
+        note_facts(cpu, memory, gpu_NG[row], mix_XP, facts_F)
+        able_G = NO_DEVICES if typed_NG is None else typed_NG[row]
+        full_R, ask_R = self.board.full_NR[row], _asked(request)
+        return score_row(cpu, memory, gpu_NG[row], able_G, full_R, ask_R, facts_F, mix_XP)
 
     def _claimed_row(self, index: int, request: Resources) -> int:
         """Return the row that is held for this task, if it still suffices."""
@@ -152,6 +179,6 @@ class _Fitting:
         room = Room(self.room.free_NR[one], self.room.gpu_NG[one])
         typed_NG = None if self.kind.typed_NG is None else self.kind.typed_NG[one]
         self.ok_N[one] = fits_N(room, request, typed_NG) & self.allowed_N[one]
-        self.score_N[one] = left_over_N(room, self.board.fleet.capacity_NR[one], request)
+        self.score_N[row] = self._packing(row, request)
         if self.kind.bias_N is not None:
             self.score_N[one] += self.kind.bias_N[one]

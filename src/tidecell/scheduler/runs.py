@@ -18,6 +18,7 @@ from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board
 from tidecell.scheduler.cached import BLOCK, COMPILE_FROM, place_run
 from tidecell.scheduler.compiled import can_compile, compiled
+from tidecell.scheduler.scoring import NUM_FACTS
 from tidecell.scheduler.units import Unit
 from tidecell.structs.job import JobSpec
 from tidecell.structs.messages import Placement
@@ -112,6 +113,7 @@ class RunPlacer:
         self._num_logged = 0
         self._last_N = np.full(size, -1, np.int64)
         self._rows_N, self._before_N = np.empty(size, np.int64), np.empty(size)
+        self._facts_NF, self._known_N = np.zeros((size, NUM_FACTS)), np.zeros(size, np.bool_)
         self._row_P = np.argsort(board.rank_N)
         self._row_U, self._shape_U = np.zeros(num_units, np.int64), np.zeros(num_units, np.int64)
         self._count_U = np.zeros(num_units, np.int64)
@@ -146,7 +148,10 @@ class RunPlacer:
                 self._before_N,
                 board.rank_N,
                 self._row_P,
-                board.fleet.capacity_NR,
+                board.full_NR,
+                board.mix_XP,
+                self._facts_NF,
+                self._known_N,
                 board.open.free_NR,
                 board.open.gpu_NG,
                 board.free.free_NR,
@@ -169,6 +174,7 @@ class RunPlacer:
         if end + more > len(self._log):
             self._log = np.concatenate([self._log, np.empty(end + more, np.int64)])
         self._log[self._num_logged : end] = rows
+        self._known_N[rows] = False
         self._last_N[rows] = np.arange(self._num_logged, end)
         self._num_logged = end
 

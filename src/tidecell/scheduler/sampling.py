@@ -13,10 +13,11 @@ import numpy as np
 
 from tidecell.scheduler.attributes import Bools
 from tidecell.scheduler.board import Board
-from tidecell.scheduler.cached import COMPILE_FROM, ScoreCache, score_rows
-from tidecell.scheduler.compiled import compiled
+from tidecell.scheduler.cached import ScoreCache
+from tidecell.scheduler.compiled import COMPILE_FROM, compiled
 from tidecell.scheduler.feasibility import Floats, PlacementClass
 from tidecell.scheduler.fleet import Ints
+from tidecell.scheduler.scoring import score_rows
 from tidecell.structs.resources import Resources
 
 
@@ -29,8 +30,11 @@ def best_of_sample(
     typed_NG: Bools,
     free_NR: Ints,
     gpu_NG: Ints,
-    capacity_NR: Ints,
+    full_NR: Ints,
     ask_R: Ints,
+    mix_XP: Floats,
+    facts_NF: Floats,
+    known_N: Bools,
     scores_N: Floats,
 ) -> tuple[int, int]:
     """Return the best row of the first ``enough`` with room, and where to go on; -1: there is none.
@@ -44,8 +48,11 @@ def best_of_sample(
         typed_NG: Devices of the type asked for.
         free_NR: Cpu and memory.
         gpu_NG: Thousandths of each device.
-        capacity_NR: Of empty rows.
+        full_NR: Of empty rows: cpu, memory and thousandths.
         ask_R: Cpu, memory and thousandths of accelerators.
+        mix_XP: What the cell usually gets.
+        facts_NF: What is known of rows; written to.
+        known_N: Of which; written to.
         scores_N: Scratch paper.
     """
     size, found, best = len(order_N), 0, -1
@@ -61,8 +68,11 @@ def best_of_sample(
             typed_NG,
             free_NR,
             gpu_NG,
-            capacity_NR,
+            full_NR,
             ask_R,
+            mix_XP,
+            facts_NF,
+            known_N,
             scores_N,
         )
         score = scores_N[rank_N[row]]
@@ -89,6 +99,7 @@ class Sampler(ScoreCache):
     def best_row(self, placement: PlacementClass, request: Resources) -> int:
         """Return the best of the next rows with room, or -1."""
         board = self._board
+        self._note_changes()
         typed_NG = self._no_types if placement.typed_NG is None else placement.typed_NG
         best, self._start = self._best_of_sample(
             self._start,
@@ -99,8 +110,11 @@ class Sampler(ScoreCache):
             typed_NG,
             board.open.free_NR,
             board.open.gpu_NG,
-            board.fleet.capacity_NR,
+            board.full_NR,
             np.array([request.cpu_millis, request.memory_bytes, request.gpu_millis], np.int64),
+            board.mix_XP,
+            self._facts_NF,
+            self._known_N,
             self._scores_N,
         )
         return int(best)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tidecell.scheduler.packing import THOUSANDTHS, WHOLE, Floats, Ints
+from tidecell.scheduler.packing import THOUSANDTHS
+from tidecell.scheduler.scoring import WHOLE, Floats, Ints
 from tidecell.sim.openb import Machines
 
 STEPS = 300

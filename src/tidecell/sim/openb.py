@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from tidecell.scheduler.packing import ANY_TYPE, WHOLE, Ints
+from tidecell.scheduler.packing import ANY_TYPE
+from tidecell.scheduler.scoring import WHOLE, Ints
 from tidecell.structs.errors import DataError
 
 MACHINE_COLUMNS = ("sn", "cpu_milli", "memory_mib", "gpu")

@@ -12,29 +12,20 @@ The random numbers are NumPy's, so runs match the published ones in distribution
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from tidecell.scheduler.compiled import compiled
-from tidecell.scheduler.mix import Mix, fgd_mix_of, mix_of
-from tidecell.scheduler.packing import (
-    FGD,
-    POLICIES,
-    RANDOM,
-    THOUSANDTHS,
-    TIDECELL,
-    WHOLE,
-    Floats,
-    Ints,
-    row_value,
-    score_row,
-    take,
-)
+from tidecell.scheduler.mix import mix_of, usual_shapes
+from tidecell.scheduler.packing import FGD, MEMORY, POLICIES, RANDOM, THOUSANDTHS, note_row, score_row, take
+from tidecell.scheduler.scoring import NUM_FACTS, WHOLE, Floats, Ints
 from tidecell.sim.bound import allocation_bound
 from tidecell.sim.openb import Machines, Pods
 from tidecell.structs.errors import DataError
 
+FGD_COVERAGE = 0.95
 PLACED, NO_MACHINE, NO_CPU_OR_MEMORY, NO_ACCELERATOR, SPLIT = range(5)
 REASONS = {
     NO_MACHINE: "no machine could hold it even if empty",
@@ -99,15 +90,32 @@ def run_packing(
     return _report(pods, machines, policy, seed, arrivals, outcome, free_NR, gpu_NG)
 
 
+class Mix(NamedTuple):
+    """What a policy takes for likely to come: a table for ours, shapes and their weights for FGD's."""
+
+    table_XP: Floats
+    shapes_SQ: Ints
+    weights_S: Floats
+
+
 def mix_for(policy: str, asks_PQ: Ints) -> Mix:
     """Return what a policy takes for likely to come, given all asks of a trace.
+
+    FGD's usual shapes are the most frequent that make up 95 % of the tasks; memory is no part of them, tasks
+    without accelerators are.
 
     Raises:
         DataError: The policy is unknown.
     """
     if policy not in POLICIES:
         raise DataError(f"no packing policy is named {policy!r}", f"there are {', '.join(POLICIES)}")
-    return fgd_mix_of(asks_PQ) if POLICIES[policy] == FGD else mix_of(asks_PQ)
+    if POLICIES[policy] != FGD:
+        shapes, counts = np.unique(asks_PQ[:, : THOUSANDTHS + 1], axis=0, return_counts=True)
+        usual = {(int(c), int(m), int(g)): int(n) for (c, m, g), n in zip(shapes, counts, strict=True)}
+        return Mix(mix_of(usual), np.zeros((0, 4), np.int64), np.zeros(0))
+    without_memory = asks_PQ.copy()
+    without_memory[:, MEMORY] = 0
+    return Mix(mix_of({}), *usual_shapes(without_memory, FGD_COVERAGE))
 
 
 def draw_arrivals(asks_PQ: Ints, seed: int, capacity: int, arrived_until: float) -> Ints:
@@ -151,9 +159,7 @@ def pack(
         gpu_NG,
         machines.types_N,
         machines.capacity_NR,
-        mix.shapes_SQ,
-        mix.weights_S,
-        mix.gaps,
+        *mix,
         rows_A,
     )
     return rows_A, free_NR, gpu_NG
@@ -167,9 +173,9 @@ def pack_rows(
     gpu_NG: Ints,
     types_N: Ints,
     full_NR: Ints,
+    mix_XP: Floats,
     shapes_SQ: Ints,
     weights_S: Floats,
-    gaps: Floats,
     rows_A: Ints,
 ) -> None:
     """Place asks one by one; interpreted or compiled.
@@ -181,10 +187,11 @@ def pack_rows(
     places_KN = np.full((num_kinds, num_rows), -1, np.int64)
     seen_KN = np.full((num_kinds, num_rows), -1, np.int64)
     changes_N = np.zeros(num_rows, np.int64)
-    values_N = np.zeros(num_rows)
+    facts_NF = np.zeros((num_rows, NUM_FACTS))
     work_G = np.zeros(gpu_NG.shape[1], np.int64)
+    all_G = np.ones(gpu_NG.shape[1], np.bool_)
     for n in range(num_rows):
-        values_N[n] = row_value(policy, free_NR[n], gpu_NG[n], types_N[n], shapes_SQ, weights_S)
+        note_row(policy, free_NR[n], gpu_NG[n], types_N[n], mix_XP, shapes_SQ, weights_S, facts_NF[n])
     for a in range(kinds_A.shape[0]):
         k = kinds_A[a]
         best, row = math.inf, -1
@@ -194,16 +201,17 @@ def pack_rows(
                 scores_KN[k, n], places_KN[k, n] = score_row(
                     policy,
                     n,
-                    values_N[n],
+                    facts_NF[n],
                     free_NR[n],
                     gpu_NG[n],
                     types_N[n],
                     full_NR[n],
                     asks_KQ[k],
+                    mix_XP,
                     shapes_SQ,
                     weights_S,
-                    gaps,
                     work_G,
+                    all_G,
                     a,
                 )
             if scores_KN[k, n] < best:
@@ -214,7 +222,7 @@ def pack_rows(
         free_NR[row, 0] -= asks_KQ[k, 0]
         free_NR[row, 1] -= asks_KQ[k, 1]
         take(gpu_NG[row], asks_KQ[k, THOUSANDTHS], places_KN[k, row])
-        values_N[row] = row_value(policy, free_NR[row], gpu_NG[row], types_N[row], shapes_SQ, weights_S)
+        note_row(policy, free_NR[row], gpu_NG[row], types_N[row], mix_XP, shapes_SQ, weights_S, facts_NF[row])
         changes_N[row] += 1
 
 
@@ -284,4 +292,4 @@ def _allowed(types_N: Ints, mask: int) -> np.ndarray:
     return np.array([t >= 0 and bool(mask >> int(t) & 1) for t in types_N])
 
 
-__all__ = ["TIDECELL", "PackingReport", "draw_arrivals", "mix_for", "pack", "run_packing"]
+__all__ = ["Mix", "PackingReport", "draw_arrivals", "mix_for", "pack", "run_packing"]
