@@ -25,6 +25,10 @@ class Connection(Protocol):
 
     idle_since_s: float
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be written to."""
+
     def close(self) -> None:
         """Close it; nobody uses it."""
 
@@ -71,12 +75,9 @@ class Replica:
         if state != "ready":
             self.close_idle()
 
-    def keep(self, connection: Connection) -> bool:
-        """Pool a connection for the next request; False if it has to be closed instead."""
-        if self.state != "ready" or len(self.idle) >= MAX_IDLE_PER_REPLICA:
-            return False
-        self.idle.append(connection)
-        return True
+    def takes_idle(self) -> bool:
+        """Return whether one more connection may rest in ``idle`` for the next request."""
+        return self.state == "ready" and len(self.idle) < MAX_IDLE_PER_REPLICA
 
     def forget(self, connection: Connection) -> None:
         """Take a connection that ended out of the pool."""

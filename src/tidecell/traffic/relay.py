@@ -7,15 +7,11 @@ chunks become plain bytes for one of HTTP/1.0.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 
 from tidecell.traffic.http1 import RequestHead, ResponseHead
 from tidecell.traffic.upstream import Framing
-
-TAIL_BYTES = 4096
-_IN = re.compile(rb'"prompt_tokens"\s*:\s*([0-9]{1,12})')
-_OUT = re.compile(rb'"completion_tokens"\s*:\s*([0-9]{1,12})')
+from tidecell.traffic.usage import TAIL_BYTES, Usage, find_usage
 
 
 class Relay:
@@ -78,19 +74,7 @@ class Relay:
         self.body_bytes += len(data)
         return data
 
-    def usage(self) -> tuple[int | None, int | None]:
-        """Return prompt and completion tokens from the ``usage`` at the end of the answer, if it has one.
-
-        Only the last few kilobytes are looked at, once: parsing every frame is what makes proxies slow.
-        """
+    def usage(self) -> Usage:
+        """Return prompt and completion tokens, if the answer ends with them."""
         tail = self.tail
-        end = tail[-1] if len(tail) == 1 else b"".join([part[-TAIL_BYTES:] for part in tail])
-        at = end.rfind(b'"usage"', max(0, len(end) - 4 * TAIL_BYTES))
-        if at < 0:
-            return None, None
-        return _last(_IN, end, at), _last(_OUT, end, at)
-
-
-def _last(pattern: re.Pattern[bytes], tail: bytes, at: int) -> int | None:
-    match = pattern.search(tail, at)
-    return int(match.group(1)) if match else None
+        return find_usage(tail[-1] if len(tail) == 1 else b"".join([part[-TAIL_BYTES:] for part in tail]))

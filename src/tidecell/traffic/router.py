@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -72,11 +73,11 @@ class Router:
         self.fleet.apply(self.table, self.policies)
         self.directory = Directory(self.table, int(time.time()))
         self._started_s = self.now()
-        self._exchanges: set[Exchange] = set()
+        self.exchanges: set[Exchange] = set()
         self._connections: set[ClientConnection] = set()
         self._refused_total: dict[str, int] = {}
-        self._sequence = 0
-        self._id_prefix = os.urandom(6).hex().encode()
+        self.numbers = count(1)
+        self.id_prefix = b"req-%b-" % os.urandom(6).hex().encode()
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_is_busy = False
         self._persisting = asyncio.Lock()
@@ -113,7 +114,7 @@ class Router:
         for connection in list(self._connections):
             connection.close_if_idle()
         await self._until_quiet(self.limits.shutdown_s)
-        for exchange in list(self._exchanges):
+        for exchange in list(self.exchanges):
             exchange.shut_down()
         await self._until_quiet(1.0)  # what was refused just now is still being sent
         for connection in list(self._connections):
@@ -124,7 +125,7 @@ class Router:
 
     async def _until_quiet(self, within_s: float) -> None:
         deadline_s = self.now() + within_s
-        while (self._exchanges or self._connections) and self.now() < deadline_s:
+        while (self.exchanges or self._connections) and self.now() < deadline_s:
             await asyncio.sleep(0.02)
 
     # -- control
@@ -165,15 +166,10 @@ class Router:
 
     # -- what exchanges and connections ask
 
-    def started(self, exchange: Exchange) -> None:
-        """Watch an exchange's deadlines."""
-        self._exchanges.add(exchange)
+    def watch(self) -> None:
+        """Look at the deadlines of ``exchanges`` from now on."""
         if not self._sweep_is_busy:
             self._sweep_in(BUSY_SWEEP_S)
-
-    def ended(self, exchange: Exchange) -> None:
-        """Watch it no longer."""
-        self._exchanges.discard(exchange)
 
     def opened(self, connection: ClientConnection) -> None:
         """Watch a connection's deadlines."""
@@ -189,15 +185,6 @@ class Router:
         """Return the service of that name, None if it has left the table."""
         found = self.fleet.services.get(service)
         return None if found is None or found.is_removed else found
-
-    def next_sequence(self) -> int:
-        """Return a number larger than all before."""
-        self._sequence += 1
-        return self._sequence
-
-    def make_request_id(self, number: int) -> bytes:
-        """Return an id for a request that came without one."""
-        return b"req-%b-%x" % (self._id_prefix, number)
 
     def refused(self, head: RequestHead | None, request_id: bytes, reply: Reply) -> None:
         """Count and log a request that was not admitted; the router's own pages are neither."""
@@ -217,14 +204,14 @@ class Router:
 
     def _check_deadlines(self) -> None:
         now_s = self.now()
-        for exchange in list(self._exchanges):
+        for exchange in list(self.exchanges):
             exchange.check(now_s)
         for connection in list(self._connections):
             connection.check(now_s)
         has_idle = self.fleet.close_idle(now_s - UPSTREAM_IDLE_S)
         self._sweep = None
         self._sweep_is_busy = False
-        if self._exchanges:
+        if self.exchanges:
             self._sweep_in(BUSY_SWEEP_S)
         elif self._connections or has_idle:
             self._sweep_in(IDLE_SWEEP_S)
