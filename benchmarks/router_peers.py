@@ -1,8 +1,8 @@
 """The proxies that ``router_overhead`` compares: how each is started in front of the same replicas.
 
 nginx and HAProxy come from the system's packages. ``sglang-router``, ``vllm-router``, LiteLLM and Envoy are
-looked for in ``TIDECELL_PEERS``, directories with their programs, ``:`` between them. Every one runs with a single
-worker and without an access log.
+looked for in ``TIDECELL_PEERS``, directories with their programs, ``:`` between them. Every one runs with a
+single worker and without an access log.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ model_list:
 {models}
 litellm_settings: {{ telemetry: false }}
 """
+ENVOY_FILTERS = "type.googleapis.com/envoy.extensions.filters"
 ENVOY_CONF = """
 static_resources:
   listeners:
@@ -69,14 +70,16 @@ static_resources:
     - filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          "@type": {ext}.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: front
           route_config:
             virtual_hosts:
-            - {{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: replicas, timeout: 0s}}}}]}}
+            - name: all
+              domains: ["*"]
+              routes: [{{match: {{prefix: "/"}}, route: {{cluster: replicas, timeout: 0s}}}}]
           http_filters:
           - name: envoy.filters.http.router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+            typed_config: {{"@type": {ext}.http.router.v3.Router}}
   clusters:
   - name: replicas
     lb_policy: LEAST_REQUEST
@@ -198,7 +201,7 @@ def envoy(home: Path, replicas: list[int]) -> Iterator[Started]:
     port, conf = free_port(), home / "envoy.yaml"
     line = "        - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}\n"
     servers = "".join(line.format(replica) for replica in replicas)
-    conf.write_text(ENVOY_CONF.format(servers=servers, port=port))
+    conf.write_text(ENVOY_CONF.format(servers=servers, port=port, ext=ENVOY_FILTERS))
     argv = [program("envoy"), "-c", str(conf), "--concurrency", "1", "--use-dynamic-base-id"]
     with running([*argv, "--disable-hot-restart", "-l", "off"], port) as started:
         yield started

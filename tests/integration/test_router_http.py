@@ -36,7 +36,7 @@ from tidecell.traffic.table import Endpoint, Route, Table, hash_token
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """One router with one replica, for the stories that change neither."""
     replica = ReplicaProcess("a")
-    router = RouterProcess(tmp_path_factory.mktemp("router"), "--request-s", "1", "--first-byte-s", "1")
+    router = RouterProcess(tmp_path_factory.mktemp("router"), "--request-s", "1", "--first-byte-s", "4")
     router.put(route(replica.endpoint()))
     yield SimpleNamespace(router=router, port=router.port, replica=replica)
     router.kill()

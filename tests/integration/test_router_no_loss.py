@@ -220,6 +220,46 @@ def test_a_restarted_router_serves_the_last_table_before_anybody_pushes_one(stag
     assert stage.router.stats().version == 7
 
 
+def test_while_a_router_that_was_killed_starts_again_nobody_is_refused(tmp_path: Path) -> None:
+    """The socket is kept by the test here, by the agent in a cell."""
+    replica = ReplicaProcess("a")
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        options = ("--listen-fd", str(listener.fileno()))
+        port = listener.getsockname()[1]
+        router = RouterProcess(tmp_path, *options, keep=(listener.fileno(),))
+        try:
+            assert router.port == port
+            router.put(route(replica.endpoint()))
+            for _ in range(3):
+                router.kill()
+                waiting = [in_background(lambda: ask(port)) for _ in range(8)]
+                router = RouterProcess(tmp_path, *options, keep=(listener.fileno(),))
+                for thread, results in waiting:
+                    thread.join()
+                    assert results[0].status == 200
+        finally:
+            router.kill()
+            replica.kill()
+
+
+def test_two_routers_share_a_port(tmp_path: Path) -> None:
+    replica = ReplicaProcess("a")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = RouterProcess(tmp_path / "one", "--reuse-port")
+    two = RouterProcess(tmp_path / "two", "--reuse-port", "--port", str(one.port))
+    try:
+        for router in (one, two):
+            router.put(route(replica.endpoint()))
+        assert {ask(one.port).status for _ in range(40)} == {200}
+        served = [router.stats().services["chat"].requests_total for router in (one, two)]
+        assert sum(served) == 40
+        assert min(served) > 0
+    finally:
+        for process in (one, two, replica):
+            process.kill()
+
+
 def test_sigterm_finishes_what_is_in_flight_and_exits_with_0(stage: Stage) -> None:
     a = stage.replica("a")
     stage.router.put(route(a.endpoint()))

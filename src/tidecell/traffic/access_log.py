@@ -20,7 +20,8 @@ Fields of a line (``schema`` 1), for people and for the simulator, which replays
 
 Outcomes: ``ok`` (answered in full with a status under 500), ``upstream_5xx``, ``upstream_lost`` (failed
 before it answered), ``stream_broken`` (failed later), ``timeout``, ``queue_full``, ``queue_timeout``,
-``removed`` (the service went while the request waited), ``late`` (its deadline passed), ``client_closed``, ``client_stalled``, ``shutdown``.
+``removed`` (the service went while the request waited), ``late`` (its deadline passed), ``client_closed``,
+``client_stalled``, ``shutdown``.
 Not admitted, so without a service: ``unauthorized``, ``not_found``, ``bad_request``, ``method_not_allowed``.
 
 Tokens, headers and bodies never get here. Lines are buffered for at most half a second.
@@ -66,8 +67,8 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     schema: int = SCHEMA
 
 
-# The fields of a Line in order, but for what takes time to make: the id, the method and the target are bytes, the
-# time is on the clock of ``time.monotonic``. A few hundred made into lines at once cost half of one at a time.
+# The fields of a Line in order, but for what takes time to make: the id, the method and the target are bytes,
+# the time is on the clock of ``time.monotonic``. Lines are made from them many at once.
 Entry = tuple[
     float,
     bytes,

@@ -292,7 +292,10 @@ class Fleet:
         self._clock = clock
 
     def apply(self, table: Table, policies: Policies) -> None:
-        """Take over a table and its policies; requests that waited for what it brings are on their way when this returns."""
+        """Take over a table and its policies.
+
+        Requests that waited for what it brings are on their way when this returns.
+        """
         now_s = self._clock()
         named = {route.service for route in table.routes}
         for service in list(self.services.values()):

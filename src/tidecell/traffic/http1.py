@@ -126,7 +126,8 @@ class ResponseHead(msgspec.Struct, frozen=True, gc=False):
         content_length: Bytes of the body; -1: chunked, -2: until the connection closes.
         keep_alive: Whether the replica takes another request on this connection.
         has_request_id: Whether X-Request-Id is among its fields.
-        forward: The field lines for the client, names in lower case; those that frame the body are among them.
+        forward: The field lines for the client, names in lower case; those that frame the body are among
+            them.
         size: Bytes of the head.
     """
 
@@ -391,12 +392,12 @@ def _expects_continue(expect: bytes | None, is_http10: bool) -> bool:
 
 
 def scan_request(data: bytes) -> RequestHead | None:
-    """Return the plain head that ``data`` starts with; None: ask ``read_request``. The C module knows some."""
+    """Return the plain head that ``data`` starts with; None: ask ``read_request``. Only C knows any."""
     return None
 
 
 def scan_response(data: bytes, is_head: bool) -> ResponseHead | None:
-    """Return the plain head that ``data`` starts with; None: ask ``read_response``. The C module knows some."""
+    """Return the plain head that ``data`` starts with; None: ask ``read_response``. Only C knows any."""
     return None
 
 

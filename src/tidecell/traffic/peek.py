@@ -1,4 +1,4 @@
-"""The little that the router reads of a JSON body: which model, whether streamed, how many tokens, for whom. Pure.
+"""The little that the router reads of a JSON body: model, stream, number of tokens, user. Pure.
 
 The whole body is checked to be JSON on the way, so that router and replica cannot read two different
 requests out of one; of a name that appears twice the last one counts, as for the parsers behind.

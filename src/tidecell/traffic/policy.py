@@ -1,4 +1,4 @@
-"""What the data plane asks policies, and what it tells them. Pure; ``docs/adr/0006-data-plane.md`` has the rules.
+"""What the data plane asks policies, and what it tells them. Pure; the rules are in docs/adr/0006.
 
 A policy never sees a connection. It is asked once whether a request is admitted and once per attempt which
 replica takes it, and is told how each attempt and each request ended.
@@ -133,7 +133,7 @@ class PowerOfTwo:
         self._rng = rng
 
     def pick(self, loads: Sequence[Load], facts: Facts, now_s: float) -> int:
-        """Return the better of two chosen at random; ``power_of_two`` written out for replicas past their start."""
+        """Return the better of two chosen at random: ``balance.power_of_two``, quick past the slow start."""
         count = len(loads)
         if count == 1:
             return 0

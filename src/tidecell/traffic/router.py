@@ -7,6 +7,10 @@ and the client), and keeps it in ``DIR/router/table.json``: without a control pl
 it serves on. In ``DIR/router`` are also ``port`` (the port it listens on) and
 ``access.jsonl`` (see ``access_log``).
 
+With ``--listen-fd`` it serves a socket that somebody else opened and keeps (in a cell the agent does): while
+the router is started again, connections wait instead of being refused. With ``--reuse-port`` several routers,
+each with its own directory and control socket, share a port. With ``--tls`` clients speak TLS.
+
 SIGTERM: no new connections, requests in flight finish within ``--shutdown-s``, exit status 0.
 
 Why protocols on uvloop and no library for the bytes: measured, such a proxy costs about what nginx costs;
@@ -19,9 +23,11 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
+import ssl
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -41,6 +47,7 @@ from tidecell.traffic.replies import Reply
 from tidecell.traffic.request import Limits
 from tidecell.traffic.stats import RouterStats
 from tidecell.traffic.table import EMPTY, Table, check_order, decode, encode
+from tidecell.traffic.tls import Certificates, Pair
 
 BACKLOG = 2048
 BUSY_SWEEP_S = 0.25
@@ -85,8 +92,17 @@ class Router:
 
     # -- life
 
-    async def listen(self, host: str, port: int) -> None:
+    async def listen(
+        self, host: str, port: int, fd: int = -1, reuse_port: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
         """Accept clients.
+
+        Args:
+            host: Address.
+            port: Port.
+            fd: A socket that listens already, handed over by whoever keeps it through restarts; -1: none.
+            reuse_port: Share the port with other routers of this machine.
+            tls: Clients have to speak TLS.
 
         Raises:
             RefusedError: The port cannot be had.
@@ -94,9 +110,15 @@ class Router:
         port_file = self._dir / "port"
         port_file.unlink(missing_ok=True)
         try:
-            self._server = await self.loop.create_server(
-                lambda: ClientConnection(self), host, port, backlog=BACKLOG
-            )
+            if fd >= 0:
+                sock = socket.socket(fileno=os.dup(fd))
+                self._server = await self.loop.create_server(
+                    self._client, sock=sock, backlog=BACKLOG, ssl=tls
+                )
+            else:
+                self._server = await self.loop.create_server(
+                    self._client, host, port, backlog=BACKLOG, reuse_port=reuse_port, ssl=tls
+                )
         except (OSError, OverflowError) as error:
             raise RefusedError(
                 f"the router cannot listen on {host}:{port}: {error}",
@@ -104,6 +126,9 @@ class Router:
             ) from error
         self.port = self._server.sockets[0].getsockname()[1]
         _write(port_file, b"%d\n" % self.port)
+
+    def _client(self) -> ClientConnection:
+        return ClientConnection(self)
 
     async def shut_down(self) -> None:
         """Finish what is in flight, within the time that ``limits`` allows."""
@@ -275,6 +300,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--home", type=Path, required=True, help="the cell's directory")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="port; 0: one is chosen")
+    parser.add_argument("--listen-fd", type=int, default=-1, help="a listening socket handed over")
+    parser.add_argument("--tls", nargs=2, type=Path, metavar=("CERT", "KEY"), help="speak TLS; PEM files")
+    parser.add_argument(
+        "--tls-name",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("HOST", "CERT", "KEY"),
+        help="certificate for clients that ask for this host; may be repeated",
+    )
+    parser.add_argument("--reuse-port", action="store_true", help="share the port with other routers")
     parser.add_argument("--control", type=Path, required=True, help="path of the control socket")
     defaults = Limits()
     for name in Limits.__struct_fields__:
@@ -282,6 +318,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, dest=name, type=type(value), default=value, help="default: %(default)s")
     return parser.parse_args(argv)
+
+
+def _certificates(arguments: argparse.Namespace, now: Callable[[], float]) -> ssl.SSLContext | None:
+    if arguments.tls is None and not arguments.tls_name:
+        return None
+    if arguments.tls is None:
+        raise RefusedError(
+            "--tls-name without --tls", hint="--tls CERT KEY says what clients get that ask for no host"
+        )
+    named = [Pair(name.lower(), Path(cert), Path(key)) for name, cert, key in arguments.tls_name]
+    return Certificates([Pair("", *arguments.tls), *named], now, _say).context
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -294,8 +341,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     control = ControlServer(arguments.control, router)
     await control.start()  # first: who has the socket owns the directory, and what a killed router left there
     try:
-        await router.listen(arguments.host, arguments.port)
-        _say(f"listens on http://{arguments.host}:{router.port}, table {router.table.version}")
+        tls = _certificates(arguments, router.now)
+        await router.listen(arguments.host, arguments.port, arguments.listen_fd, arguments.reuse_port, tls)
+        url = f"http{'s' if tls else ''}://{arguments.host}:{router.port}"
+        _say(f"listens on {url}, table {router.table.version}")
         await stop.wait()
     finally:
         await router.shut_down()
