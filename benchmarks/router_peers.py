@@ -22,7 +22,7 @@ from pathlib import Path
 from tidecell.traffic.control import RouterControl
 from tidecell.traffic.table import Endpoint, Route, Table, hash_token
 
-TOKEN = "benchmark-token-0123456789abcdef"
+TOKEN = "sk-benchmark-token-0123456789abcdef"
 Started = tuple[int, list[int]]
 Peer = Callable[[Path, list[int]], AbstractContextManager[Started]]
 
@@ -59,7 +59,8 @@ backend replicas
 LITELLM_CONF = """
 model_list:
 {models}
-litellm_settings: {{ telemetry: false }}
+litellm_settings: {{telemetry: false}}
+general_settings: {{master_key: {token}}}
 """
 ENVOY_FILTERS = "type.googleapis.com/envoy.extensions.filters"
 ENVOY_CONF = """
@@ -235,7 +236,7 @@ def litellm(home: Path, replicas: list[int]) -> Iterator[Started]:
     port, conf = free_port(), home / "litellm.yaml"
     model = "- {{model_name: m, litellm_params: {{model: openai/m, api_base: {}, api_key: none}}}}\n"
     urls = [json.dumps(f"http://127.0.0.1:{replica}/v1") for replica in replicas]
-    conf.write_text(LITELLM_CONF.format(models="".join(model.format(url) for url in urls)))
+    conf.write_text(LITELLM_CONF.format(models="".join(model.format(url) for url in urls), token=TOKEN))
     argv = [program("litellm"), "--config", str(conf), "--host", "127.0.0.1", "--port", str(port)]
     with running([*argv, "--num_workers", "1"], port, within_s=90.0) as started:
         yield started

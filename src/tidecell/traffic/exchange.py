@@ -146,7 +146,7 @@ class Exchange:
         self._queue_s = 0.0
         self._progress_bytes = 0
         self._ttft_s = 0.0
-        self._upload: Upload | None = None
+        self._upload = Upload(request.body_bytes < 0) if request.streams_body else None
 
     # -- finding a replica
 
@@ -253,8 +253,8 @@ class Exchange:
             connection.pause()
         if self._upload is not None:
             connection.is_single_use = True
-            connection.write(self._upload.begin())
             self._client.hold(False)
+            connection.write(self._upload.begin())
 
     # -- a body that is passed through
 
@@ -262,7 +262,7 @@ class Exchange:
         """Pass on part of a body that is not held whole; before a replica is connected it waits here."""
         upload = self._upload
         if upload is None:
-            upload = self._upload = Upload(self._request.body_bytes < 0)
+            return
         self._progress_s = self._context.now()
         framed = upload.take(data, is_last)
         if self._upstream is None:
@@ -385,7 +385,7 @@ class Exchange:
                 self._service.note_trouble(self._replica)
 
     def _may_retry(self) -> bool:
-        if self._upload is not None or self._request.streams_body:
+        if self._upload is not None:
             return False  # what was passed through cannot be sent again
         return self._num_lost < MAX_LOST and self._service.budget.allow(self._num_lost)
 
