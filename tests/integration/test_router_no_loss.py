@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
@@ -21,6 +22,8 @@ from router_harness import (
     wait_until,
 )
 from router_replica import stream_body
+
+from tidecell.traffic.http1 import Chunks
 
 
 class Stage:
@@ -166,6 +169,39 @@ def test_requests_wait_while_nothing_is_ready_and_are_served_once_something_is(s
         assert results[0].status == 200
     assert stage.router.stats().services["chat"].queued == 0
     assert min(line["queue_ms"] for line in stage.router.access_lines(5)) > 0
+
+
+def test_a_stream_that_waits_is_told_so_in_comments_and_then_gets_its_tokens(stage: Stage) -> None:
+    stage.router.put(route())
+    with connect(stage.router.port) as sock:
+        sock.sendall(completion(stream=True, tokens=20) * 2)  # the second one on the same connection
+        early = b""
+        while b": waiting for a replica of chat since 2 s, 0 others wait" not in early:
+            early += sock.recv(4096)
+        assert early.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
+        stage.router.put(route(stage.replica("a").endpoint()))
+        rest = b""
+        while rest.count(b"\r\n0\r\n\r\n") < 2:
+            rest += sock.recv(65536)
+    first, _, second = (early + rest).partition(b"0\r\n\r\nHTTP/1.1 200")
+    assert payload(first.partition(b"\r\n\r\n")[2] + b"0\r\n\r\n").endswith(b"\n\n" + stream_body(20))
+    assert payload(second.partition(b"\r\n\r\n")[2]) == stream_body(20)
+    assert [line["outcome"] for line in stage.router.access_lines(2)] == ["ok", "ok"]
+
+
+def test_an_error_after_the_stream_began_arrives_as_an_event(stage: Stage) -> None:
+    stage.router.put(route(queue_timeout_s=2.6))
+    late = ask(stage.router.port, stream=True)
+    assert (late.status, late.is_complete) == (200, True)
+    comment, data = late.body.decode().split("\n\n")[:2]
+    assert comment.startswith(": waiting")
+    assert json.loads(data.removeprefix("data: "))["error"]["code"] == "queue_timeout"
+
+
+def payload(chunks: bytes) -> bytes:
+    parts: list[bytes] = []
+    Chunks().feed(chunks, parts)
+    return b"".join(parts)
 
 
 def test_waiting_has_a_deadline_and_the_queue_a_bound(stage: Stage) -> None:

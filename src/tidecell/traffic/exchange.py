@@ -22,6 +22,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from tidecell.traffic import waiting
 from tidecell.traffic.access_log import AccessLog
 from tidecell.traffic.fleet import Replica, Service
 from tidecell.traffic.http1 import ResponseHead
@@ -82,6 +83,7 @@ class Exchange:
         "_decision",
         "_endpoint_id",
         "_fresh_only",
+        "_has_begun",
         "_is_paused",
         "_is_tunnel",
         "_num_attempts",
@@ -93,6 +95,7 @@ class Exchange:
         "_relay",
         "_replica",
         "_request",
+        "_said_s",
         "_service",
         "_status",
         "_tried",
@@ -138,6 +141,8 @@ class Exchange:
         self._num_attempts = 0
         self._num_lost = 0
         self._fresh_only = False
+        self._has_begun = False  # the client has the head of a stream already, see ``waiting``
+        self._said_s = 0.0
         self._is_paused = False
         self._is_tunnel = False
         self._status = 499
@@ -292,7 +297,7 @@ class Exchange:
         keep_alive = request.head.keep_alive and not self._context.is_closing
         if self._upload is not None and not self._upload.is_done:
             keep_alive = False  # the rest of the body is of no use to anybody
-        relay = Relay(request.head, head, framing, request.request_id, keep_alive)
+        relay = Relay(request.head, head, framing, request.request_id, keep_alive, self._has_begun)
         self._relay = relay
         self._client.write(relay.head + relay.body(data, is_done))
         if framing is Framing.TUNNEL:
@@ -305,7 +310,7 @@ class Exchange:
         """Pass an answer on that came at once, unless the replica is to be replaced."""
         self._upstream = None
         request, status = self._request, head.status
-        is_common = status < 500 and not request.head.is_http10 and self._upload is None
+        is_common = status < 500 and not self.wants_payload and self._upload is None
         if not is_common or not request.head.keep_alive or self._context.is_closing:
             self.response_start(head, Framing.LENGTH, data[head.size :], True)
             return
@@ -458,6 +463,19 @@ class Exchange:
         elif self._queue_s + now_s - self._queued_at_s >= timeout_s:
             message = f"no replica of {self._service.name!r} was ready within {timeout_s:g} s"
             self._refuse(error(504, message, "queue_timeout", retry_after_s=5))
+        elif self._request.stream and not self._request.head.is_http10 and not self._is_paused:
+            self._say_that_it_waits(now_s)
+
+    def _say_that_it_waits(self, now_s: float) -> None:
+        """Begin the stream with comments while there is nothing else to say."""
+        waited_s = now_s - self._admitted_s
+        if waited_s < waiting.AFTER_S or now_s - self._said_s < waiting.EVERY_S:
+            return
+        if not self._has_begun:
+            self._has_begun = self.wants_payload = True
+            self._client.write(waiting.begin(self._request.request_id))
+        self._said_s = now_s
+        self._client.write(waiting.comment(self._service.name, self._service.num_queued, waited_s))
 
     def _time_out(self, message: str) -> None:
         if self._relay is None:
@@ -490,7 +508,10 @@ class Exchange:
         request = self._request
         keep_alive = request.head.keep_alive and not self._context.is_closing and not request.streams_body
         self._status = reply.status
-        self._client.write(reply.encode(keep_alive, request.request_id, self.method != b"HEAD"))
+        if self._has_begun:
+            self._client.write(waiting.chunk(waiting.event(reply.body)) + waiting.END)
+        else:
+            self._client.write(reply.encode(keep_alive, request.request_id, self.method != b"HEAD"))
         self._end(reply.outcome)
         self._client.exchange_finished(keep_alive)
 

@@ -12,6 +12,7 @@ from collections import deque
 from tidecell.traffic.http1 import RequestHead, ResponseHead
 from tidecell.traffic.upstream import Framing
 from tidecell.traffic.usage import TAIL_BYTES, Usage, find_usage
+from tidecell.traffic.waiting import event
 
 
 class Relay:
@@ -26,7 +27,7 @@ class Relay:
         tail: The last of them.
     """
 
-    __slots__ = ("body_bytes", "frames", "head", "is_framed", "is_plain", "keep_alive", "tail")
+    __slots__ = ("_whole", "body_bytes", "frames", "head", "is_framed", "is_plain", "keep_alive", "tail")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Relay:
         framing: Framing,
         request_id: bytes,
         keep_alive: bool,
+        has_begun: bool = False,
     ) -> None:
         is_http10 = request.is_http10
         self.is_plain = framing is not Framing.UNTIL_CLOSE or is_http10
@@ -51,6 +53,11 @@ class Relay:
         if framing is not Framing.TUNNEL and not self.keep_alive:
             lines += b"connection: close\r\n"
         self.head = b"%b\r\n%b\r\n" % (head.status_line, lines)
+        self._whole: list[bytes] | None = None
+        if has_begun:  # the client has a head and waits for events, see ``waiting``
+            self.head, self.is_plain, self.is_framed, self.keep_alive = b"", False, True, keep_alive
+            if head.status != 200 or b"content-type: text/event-stream" not in head.forward:
+                self._whole = []
 
     def _reframed(self, lines: bytes, request: RequestHead, framing: Framing) -> bytes:
         if framing is Framing.TUNNEL:
@@ -67,6 +74,9 @@ class Relay:
         if data:
             self.tail.append(data)
             self.frames += 1
+        if self._whole is not None:
+            self._whole.append(data)
+            data = event(b"".join(self._whole)) if is_done else b""
         if not self.is_plain:
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             if is_done:
