@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -354,6 +355,8 @@ async def serve(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the process; return its exit status."""
     arguments = _arguments(argv)
+    gc.freeze()  # what is loaded now stays; requests make few cycles, so looking for them seldom is enough
+    gc.set_threshold(50_000, 20, 50)
     try:
         uvloop.run(serve(arguments))
     except TidecellError as error:
