@@ -28,6 +28,7 @@ from tidecell.traffic.http1 import (
     read_request,
     scan_request,
 )
+from tidecell.traffic.http2 import PREFACE, Http2Connection
 from tidecell.traffic.peek import NO_PEEK, Found
 from tidecell.traffic.policy import ADMIT
 from tidecell.traffic.replies import CONTINUE, Reply, error
@@ -127,7 +128,12 @@ class ClientConnection(asyncio.Protocol):
         if state is State.HEAD:
             if self._buffer or self._is_write_paused or data[0] == 13:
                 self._buffer += data
+                if self._sequence == 0 and self._buffer.startswith(b"PRI") and self._becomes_http2():
+                    return
                 self._advance()
+            elif data[0] == 80 and self._sequence == 0 and PREFACE.startswith(data[: len(PREFACE)]):
+                self._buffer += data  # 80: a P, as in POST
+                self._becomes_http2()
             else:
                 self._since_s = self._gateway.now()
                 self._take(data)
@@ -140,6 +146,22 @@ class ClientConnection(asyncio.Protocol):
             self._body_bytes += len(data)
             if self._body_bytes > LINGER_BYTES:
                 self.abort()
+
+    def _becomes_http2(self) -> bool:
+        """Hand the connection over once the whole preface is there; False if it is not one."""
+        if not PREFACE.startswith(self._buffer[: len(PREFACE)]):
+            return False
+        transport, gateway = self._transport, self._gateway
+        if len(self._buffer) >= len(PREFACE) and transport is not None:
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            self._transport = None
+            gateway.closed(self)
+            successor = Http2Connection(lambda: ClientConnection(gateway))
+            transport.set_protocol(successor)
+            successor.connection_made(transport)
+            successor.data_received(data)
+        return True
 
     def _take_ahead(self, data: bytes) -> None:
         """Keep what comes while a request is being answered; a tunnel's bytes go on."""
