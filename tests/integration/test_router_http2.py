@@ -26,7 +26,7 @@ HEAD = [(":method", "POST"), (":path", "/v1/chat/completions"), (":scheme", "htt
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     replica = ReplicaProcess("a")
-    router = RouterProcess(tmp_path_factory.mktemp("router"))
+    router = RouterProcess(tmp_path_factory.mktemp("router"), "--request-s", "1")
     router.put(route(replica.endpoint()))
     yield SimpleNamespace(router=router, port=router.port, replica=replica)
     router.kill()
@@ -180,10 +180,17 @@ def test_nothing_in_a_head_can_begin_a_second_request(fields: list[tuple[bytes, 
 
 def test_garbage_after_the_preface_ends_the_connection_only(stage: SimpleNamespace) -> None:
     with socket.create_connection(("127.0.0.1", stage.port), 20) as sock:
-        for part in (b"PRI * HT", b"TP/2.0\r\n\r\nSM\r\n\r\n", b"\xff" * 200):
+        for part in (b"PRI * HT", b"TP/2.0\r\n\r\nSM\r\n\r\n", b"\xff" * 200):  # a frame of 16 MB begins
             sock.sendall(part)
         while sock.recv(4096):
             pass
+    with socket.create_connection(("127.0.0.1", stage.port), 20) as sock:
+        try:
+            sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 10_000_000)
+            while sock.recv(4096):
+                pass
+        except ConnectionError:
+            pass  # closed long before all was sent
     assert ask(stage.port).status == 200
     wait_until(lambda: stage.router.stats().connections == 0, "no connection is left")
 

@@ -28,7 +28,7 @@ from tidecell.traffic.http1 import (
     read_request,
     scan_request,
 )
-from tidecell.traffic.http2 import PREFACE, Http2Connection
+from tidecell.traffic.http2 import PREFACE, Http2Connection, Watched
 from tidecell.traffic.peek import NO_PEEK, Found
 from tidecell.traffic.policy import ADMIT
 from tidecell.traffic.replies import CONTINUE, Reply, error
@@ -60,10 +60,10 @@ class Gateway(Context, Protocol):
     numbers: count[int]  # of the requests, in the order in which they came
     id_prefix: bytes  # of an id for a request that came without one
 
-    def opened(self, connection: ClientConnection) -> None:
+    def opened(self, connection: Watched) -> None:
         """Watch its deadlines."""
 
-    def closed(self, connection: ClientConnection) -> None:
+    def closed(self, connection: Watched) -> None:
         """Watch it no longer."""
 
     def find(self, service: str) -> Service | None:
@@ -157,7 +157,7 @@ class ClientConnection(asyncio.Protocol):
             self._buffer.clear()
             self._transport = None
             gateway.closed(self)
-            successor = Http2Connection(lambda: ClientConnection(gateway))
+            successor = Http2Connection(gateway, lambda: ClientConnection(gateway))
             transport.set_protocol(successor)
             successor.connection_made(transport)
             successor.data_received(data)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import h2.config
@@ -22,15 +23,43 @@ import h2.exceptions
 import h2.settings
 
 from tidecell.traffic.http1 import Chunks, ProtocolError, ResponseHead, read_response
+from tidecell.traffic.request import Limits
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MAX_STREAMS = 256
 MAX_RESETS = 100
+MAX_UNREAD_BYTES = 64 * 1024
 HIGH_WATER_BYTES = 64 * 1024
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _WORD = re.compile(rb"[!-~]+")
 _NOT_HERE = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection"})
+
+
+class Watched(Protocol):
+    """A connection whose deadlines the router looks at."""
+
+    def check(self, now_s: float) -> None:
+        """Close it if it is too slow, or idle for too long."""
+
+    def close_if_idle(self) -> None:
+        """Close it unless a request is under way."""
+
+    def abort(self) -> None:
+        """End at once."""
+
+
+class Watcher(Protocol):
+    """What a connection needs of the router."""
+
+    limits: Limits
+    now: Callable[[], float]
+
+    def opened(self, connection: Watched) -> None:
+        """Watch its deadlines."""
+
+    def closed(self, connection: Watched) -> None:
+        """Watch it no longer."""
 
 
 class Inner(Protocol):
@@ -151,11 +180,15 @@ class Http2Connection(asyncio.Protocol):
     """A client's connection.
 
     Args:
+        watcher: The router.
         make_inner: Makes the HTTP/1.1 side of a stream.
     """
 
-    def __init__(self, make_inner: Any) -> None:
+    def __init__(self, watcher: Watcher, make_inner: Callable[[], Inner]) -> None:
+        self._watcher = watcher
         self._make_inner = make_inner
+        self._since_s = watcher.now()
+        self._unread_bytes = 0  # of a frame that is not complete
         self._transport: asyncio.Transport | None = None
         config = h2.config.H2Configuration(client_side=False, header_encoding=None)
         self._h2 = h2.connection.H2Connection(config)
@@ -166,6 +199,7 @@ class Http2Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._watcher.opened(self)
         self._h2.initiate_connection()
         self._h2.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS})
         self._flush()
@@ -175,21 +209,51 @@ class Http2Connection(asyncio.Protocol):
             events = self._h2.receive_data(data)
             for event in events:
                 self._take(event)
+            self._note_progress(len(data), bool(events))
         except h2.exceptions.ProtocolError:
             self._flush()  # says why
             if self._transport is not None:
                 self._transport.close()
             return
-        if self._num_resets > MAX_RESETS + self._num_done:
-            self._h2.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-            self._flush()
-            if self._transport is not None:
-                self._transport.close()
+        if self._num_resets > MAX_RESETS + self._num_done or self._unread_bytes > MAX_UNREAD_BYTES:
+            self._close(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
             return
         self._flush()
 
+    def _note_progress(self, num_bytes: int, is_whole: bool) -> None:
+        if is_whole:
+            self._since_s = self._watcher.now()
+        self._unread_bytes = 0 if is_whole else self._unread_bytes + num_bytes
+
+    def _close(self, why: h2.errors.ErrorCodes) -> None:
+        """Say goodbye and close; streams under way are lost."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._h2.close_connection(why)
+            self._flush()
+            self._transport.close()
+
+    # -- what the router says
+
+    def check(self, now_s: float) -> None:
+        """Close it if a frame does not become complete, or nothing is asked for too long."""
+        limits = self._watcher.limits
+        limit_s = limits.request_s if self._unread_bytes else limits.keep_alive_s
+        if now_s - self._since_s >= limit_s and (self._unread_bytes or not self._streams):
+            self._close(h2.errors.ErrorCodes.NO_ERROR)
+
+    def close_if_idle(self) -> None:
+        """Close it unless a request is under way."""
+        if not self._streams:
+            self._close(h2.errors.ErrorCodes.NO_ERROR)
+
+    def abort(self) -> None:
+        """End at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._watcher.closed(self)
         for stream in list(self._streams.values()):
             self._drop(stream)
 

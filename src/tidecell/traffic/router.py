@@ -43,6 +43,7 @@ from tidecell.traffic.downstream import ClientConnection
 from tidecell.traffic.exchange import Exchange
 from tidecell.traffic.fleet import Fleet, Service
 from tidecell.traffic.http1 import RequestHead
+from tidecell.traffic.http2 import Watched
 from tidecell.traffic.policy import Policies
 from tidecell.traffic.replies import Reply
 from tidecell.traffic.request import Limits
@@ -82,7 +83,7 @@ class Router:
         self.directory = Directory(self.table, int(time.time()))
         self._started_s = self.now()
         self.exchanges: set[Exchange] = set()
-        self._connections: set[ClientConnection] = set()
+        self._connections: set[Watched] = set()
         self._refused_total: dict[str, int] = {}
         self.numbers = count(1)
         self.id_prefix = b"req-%b-" % os.urandom(6).hex().encode()
@@ -197,13 +198,13 @@ class Router:
         if not self._sweep_is_busy:
             self._sweep_in(BUSY_SWEEP_S)
 
-    def opened(self, connection: ClientConnection) -> None:
+    def opened(self, connection: Watched) -> None:
         """Watch a connection's deadlines."""
         self._connections.add(connection)
         if self._sweep is None:
             self._sweep_in(IDLE_SWEEP_S)
 
-    def closed(self, connection: ClientConnection) -> None:
+    def closed(self, connection: Watched) -> None:
         """Watch it no longer."""
         self._connections.discard(connection)
 
