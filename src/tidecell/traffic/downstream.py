@@ -33,6 +33,7 @@ from tidecell.traffic.peek import NO_PEEK, Found
 from tidecell.traffic.policy import ADMIT
 from tidecell.traffic.replies import CONTINUE, Reply, error
 from tidecell.traffic.request import Request
+from tidecell.traffic.shadow import send_copy
 
 PIPELINE_BYTES = 64 * 1024
 # Refusing a body larger than this costs the connection; reading it would cost more.
@@ -486,6 +487,8 @@ class ClientConnection(asyncio.Protocol):
                 return None
             if decision.service:
                 service = gateway.find(decision.service)
+            if decision.shadow:
+                send_copy(gateway, gateway.find(decision.shadow), request, self._sequence)
         if service is None:  # it went while the body came
             self._answer(head, error(404, f"no service {target.service!r}", "not_found"))
             return None

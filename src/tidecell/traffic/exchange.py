@@ -35,6 +35,7 @@ from tidecell.traffic.upstream import Framing, UpstreamConnection
 from tidecell.traffic.usage import Usage, find_usage
 
 MAX_LOST = 3
+SHADOW = Decision()  # of a copy whose answer is dropped: admission was asked for the original only
 
 
 class Client(Protocol):
@@ -545,7 +546,8 @@ class Exchange:
         if replica is not None:  # a connect task under way ends by itself and finds is_done
             service.balancer.on_end(replica.load, self._request, end, now_s)
             service.release(replica)
-        self._context.policies.admission.settle(self._request, end, now_s)
+        if self._decision is not SHADOW:
+            self._context.policies.admission.settle(self._request, end, now_s)
         self._record(end, now_s)
 
     def _abandon_upstream(self) -> None:

@@ -146,6 +146,8 @@ class Router:
         await self._until_quiet(1.0)  # what was refused just now is still being sent
         for connection in list(self._connections):
             connection.abort()
+        self.fleet.close_idle(float("inf"))
+        await asyncio.sleep(0)  # closing takes a turn of the loop
         if self._sweep is not None:
             self._sweep.cancel()
         self.log.close()
