@@ -34,11 +34,13 @@ class Load:
         in_flight: Requests sent to it and not finished.
         latency_ewma_ms: Moving average of the time to the first byte, 0 before the first answer.
         ready_since_s: When it became ready.
+        id: The endpoint's id.
     """
 
     in_flight: int = 0
     latency_ewma_ms: float = 0.0
     ready_since_s: float = 0.0
+    id: str = ""
 
     def observe_latency(self, latency_ms: float) -> None:
         """Take in the time to the first byte of one answer."""

@@ -13,11 +13,14 @@ from typing import Any
 
 import msgspec
 
-from tidecell.traffic.http1 import RequestHead
+from tidecell.traffic.http1 import ProtocolError, RequestHead
+from tidecell.traffic.peek import NO_PEEK, Found, peek
 from tidecell.traffic.replies import Reply, error, json_reply
 from tidecell.traffic.table import Table
 
 _LOCAL_HOST = ".localhost"
+# What was worked out for a token or a target is kept; a flood of different ones only empties the memory.
+MAX_REMEMBERED = 4096
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -28,20 +31,14 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class ByModel(msgspec.Struct, frozen=True):
-    """The body has to say which model is meant."""
+    """The body has to say which model is meant.
+
+    Attributes:
+        targets: Where each model leads.
+    """
 
     path: bytes
-
-
-class Peek(msgspec.Struct, frozen=True):
-    """The little that the router reads of a body."""
-
-    model: str | None = None
-    stream: bool | None = None
-
-
-_peek = msgspec.json.Decoder(Peek)
-_NO_PEEK = Peek()
+    targets: dict[str, Target] = {}
 
 
 class Directory:
@@ -63,16 +60,20 @@ class Directory:
         self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
         self._tokens = [token.lower().encode() for token in table.tokens]
         self._created_s = created_s
+        self.known: dict[tuple[bytes, bytes, bytes], tuple[str, Target | ByModel]] = {}
 
-    def authorize(self, head: RequestHead) -> Reply | None:
-        """Return None if the request may pass, else the refusal. Compares in constant time, every token."""
+    def authorize(self, head: RequestHead) -> str | Reply:
+        """Return the key (SHA-256 of the token) if the request may pass, else the refusal.
+
+        Compares in constant time, every token.
+        """
         if not self._tokens or (head.target == b"/health" and not self._service_of_host(head.host)):
-            return None
-        scheme, _, token = head.get(b"authorization").partition(b" ")
+            return ""
+        scheme, _, token = head.authorization.partition(b" ")
         digest = hashlib.sha256(token.strip(b" ")).hexdigest().encode()
         matches = [hmac.compare_digest(digest, known) for known in self._tokens]
         if scheme.lower() == b"bearer" and any(matches):
-            return None
+            return digest.decode()
         message = "a bearer token is needed: send 'Authorization: Bearer TOKEN' with a token of this cell"
         return error(401, message, "unauthorized", code="invalid_api_key")
 
@@ -80,6 +81,22 @@ class Directory:
     def wants_tokens(self) -> bool:
         """Whether requests carry a token for the router; it is then not passed on to replicas."""
         return bool(self._tokens)
+
+    def enter(self, head: RequestHead) -> tuple[str, Target | ByModel | Reply]:
+        """Return the key of a request and where it goes, or the refusal.
+
+        What was found once for a token, host and target is in ``known`` from then on, where it may be looked
+        for first. Refusals are not.
+        """
+        key = self.authorize(head)
+        if not isinstance(key, str):
+            return "", key
+        where = self.resolve(head)
+        if not isinstance(where, Reply):
+            if len(self.known) >= MAX_REMEMBERED:
+                self.known.clear()
+            self.known[head.authorization, head.host, head.target] = (key, where)
+        return key, where
 
     def resolve(self, head: RequestHead) -> Target | ByModel | Reply:
         """Return where the request goes as far as its head says it."""
@@ -99,26 +116,24 @@ class Directory:
         if path.startswith(b"/v1/models/"):
             return self._read_only(head, self._model(path[len(b"/v1/models/") :]))
         if path.startswith(b"/v1/"):
-            return ByModel(head.target)
+            targets = {model: Target(service, head.target) for model, service in self._models.items()}
+            return ByModel(head.target, targets)
         known = "/v1/…, /services/<name>/… and /health"
         return error(404, f"nothing is served at {path.decode('ascii')!r}; known are {known}", "not_found")
 
-    def by_model(self, target: ByModel, body: bytes) -> tuple[Target | Reply, Peek]:
+    def by_model(self, target: ByModel, body: bytes) -> tuple[Target | Reply, Found]:
         """Return where a ``/v1`` request goes, and what its body says."""
-        peek = _NO_PEEK
+        found: Found = NO_PEEK
         if body:
             try:
-                peek = _peek.decode(body)
-            except msgspec.ValidationError as problem:
-                return error(400, f"the body does not fit: {problem}", "bad_request"), peek
-            except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-                return error(400, f"the body is not JSON: {problem}", "bad_request"), peek
-        if peek.model is None:
-            return self._without_model(target), peek
-        service = self._models.get(peek.model)
-        if service is None:
-            return self._unknown_model(peek.model), peek
-        return Target(service, target.path), peek
+                found = peek(body)
+            except ProtocolError as problem:
+                return error(problem.status, problem.message, "bad_request"), found
+        model = found[0]
+        if not model:
+            return self._without_model(target), found
+        where = target.targets.get(model)
+        return (self._unknown_model(model) if where is None else where), found
 
     def models(self) -> dict[str, Any]:
         """Return the list of models as OpenAI's API shows it."""

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tidecell.structs.errors import ConflictError, RefusedError
-from tidecell.traffic.directory import ByModel, Directory, Target
+from tidecell.traffic.directory import MAX_REMEMBERED, ByModel, Directory, Target
 from tidecell.traffic.http1 import RequestHead, parse_request
 from tidecell.traffic.replies import Reply
 from tidecell.traffic.table import Endpoint, Route, Table, check, check_order, decode, encode, hash_token
@@ -80,7 +80,9 @@ def test_paths_and_hosts_lead_to_services() -> None:
     assert where("/embed/a") == Target("embed", b"/a")
     assert where("/embed/two/a") == Target("embed-two", b"/a")
     assert where("/any", "Chat.localhost:8080") == Target("chat", b"/any")
-    assert where("/v1/embeddings") == ByModel(b"/v1/embeddings")
+    by_model = where("/v1/embeddings")
+    assert isinstance(by_model, ByModel)
+    assert by_model.targets["vec"] == Target("embed", b"/v1/embeddings")
 
 
 @pytest.mark.parametrize("target", ["/", "/v2/x", "/services/none/", "/v1/models/none"])
@@ -92,7 +94,8 @@ def test_what_is_not_there_is_404(target: str) -> None:
 
 def test_a_model_of_two_services_goes_to_the_first() -> None:
     directory = Directory(TABLE)
-    target = ByModel(b"/v1/x")
+    target = directory.resolve(head("/v1/x"))
+    assert isinstance(target, ByModel)
     assert directory.by_model(target, b'{"model": "large"}')[0] == Target("chat", b"/v1/x")
     assert directory.by_model(target, b'{"model": "vec"}')[0] == Target("embed", b"/v1/x")
     assert [card["id"] for card in directory.models()["data"]] == ["large", "small", "vec"]
@@ -109,17 +112,31 @@ def test_a_request_without_a_model_goes_to_the_only_service_or_is_refused() -> N
 
 
 def test_tokens_are_asked_for_only_when_the_table_has_some() -> None:
-    assert Directory(TABLE).authorize(head("/v1/models")) is None
+    assert Directory(TABLE).authorize(head("/v1/models")) == ""
     directory = Directory(Table(tokens=(hash_token("t1"), hash_token("t2"))))
-    assert directory.authorize(head("/v1/models", authorization="Bearer t2")) is None
-    assert directory.authorize(head("/v1/models", authorization="bearer t1")) is None
-    assert directory.authorize(head("/health")) is None
+    assert directory.authorize(head("/v1/models", authorization="Bearer t2")) == hash_token("t2")
+    assert directory.authorize(head("/v1/models", authorization="bearer t1")) == hash_token("t1")
+    assert directory.authorize(head("/health")) == ""
     for wrong in ("Bearer t3", "Bearer", "t1", f"Bearer {hash_token('t1')}"):
         refusal = directory.authorize(head("/v1/models", authorization=wrong))
-        assert refusal is not None
+        assert isinstance(refusal, Reply)
         assert refusal.status == 401
+
+
+def test_what_is_remembered_has_a_bound_and_holds_no_refusal() -> None:
+    directory = Directory(Table(routes=TABLE.routes, tokens=(hash_token("t"),)))
+    for number in range(MAX_REMEMBERED + 10):
+        request = head(f"/v1/x{number}", authorization="Bearer t")
+        key, where = directory.enter(request)
+        assert (key, where.path) == (hash_token("t"), b"/v1/x%d" % number)
+        assert directory.known[b"Bearer t", b"localhost", request.target] == (key, where)
+    assert len(directory.known) <= MAX_REMEMBERED
+    count = len(directory.known)
+    directory.enter(head("/v1/x", authorization="Bearer wrong"))
+    directory.enter(head("/nowhere", authorization="Bearer t"))
+    assert len(directory.known) == count
 
 
 def test_health_of_a_service_by_host_is_not_exempt_from_tokens() -> None:
     directory = Directory(Table(routes=TABLE.routes, tokens=(hash_token("t"),)))
-    assert directory.authorize(head("/health", "chat.localhost")) is not None
+    assert isinstance(directory.authorize(head("/health", "chat.localhost")), Reply)
