@@ -1,0 +1,77 @@
+"""How a service's requests are treated: the values that specs, tables and policies share. Pure."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Balance = Literal[
+    "power-of-two",
+    "prequal",
+    "least-outstanding",
+    "least-tokens",
+    "round-robin",
+    "weighted-round-robin",
+    "prefix",
+]
+
+
+class PrequalPolicy(msgspec.Struct, frozen=True):
+    """Parameters of Prequal; the defaults are the paper's.
+
+    Attributes:
+        pool_size: Probe answers that are kept.
+        probe_rate: Probes per request.
+        remove_rate: Answers removed per request.
+        hot_quantile: A replica is hot above this quantile of requests in flight.
+        delta: Net growth of the pool per request that the reuse limit aims at.
+        max_age_s: An answer older than this is not used.
+        slow_start_s: A new replica is passed over now and then for so long.
+    """
+
+    pool_size: int = 16
+    probe_rate: float = 3.0
+    remove_rate: float = 1.0
+    hot_quantile: float = 0.84
+    delta: float = 1.0
+    max_age_s: float = 1.0
+    slow_start_s: float = 5.0
+
+
+class BreakerPolicy(msgspec.Struct, frozen=True):
+    """When a whole service is left alone.
+
+    Attributes:
+        failure_share: Opens when this share of what ended lately failed; above 1 turns it off.
+        min_requests: And at least so many ended.
+        window_s: What counts as lately: older ends count half, and half again.
+        open_s: It refuses for so long at first, twice as long after each failed trial.
+        max_open_s: At most.
+        trials: Requests that are let through to see, and must all pass.
+        max_in_flight: Requests that may be under way at once; 0: no bound.
+    """
+
+    failure_share: float = 0.5
+    min_requests: int = 20
+    window_s: float = 10.0
+    open_s: float = 5.0
+    max_open_s: float = 60.0
+    trials: int = 3
+    max_in_flight: int = 0
+
+
+class OutlierPolicy(msgspec.Struct, frozen=True):
+    """When one replica is left out for failing.
+
+    Attributes:
+        after: Failures in a row.
+        base_s: For so long the first time, twice as long each further time.
+        max_s: At most.
+        max_share: Never more than this share of the replicas is left out.
+    """
+
+    after: int = 5
+    base_s: float = 5.0
+    max_s: float = 120.0
+    max_share: float = 0.5
