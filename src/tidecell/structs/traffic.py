@@ -75,3 +75,21 @@ class OutlierPolicy(msgspec.Struct, frozen=True):
     base_s: float = 5.0
     max_s: float = 120.0
     max_share: float = 0.5
+
+
+class PrefixPolicy(msgspec.Struct, frozen=True):
+    """Where prompts go that share a beginning.
+
+    Attributes:
+        block_bytes: Bytes of a prompt that make one block, where replicas do not say their own.
+        capacity_blocks: Blocks that a replica is thought to hold, until its reports say otherwise.
+        load_slack: A replica gets no more than this above the mean of the outstanding tokens.
+        load_floor_tokens: Below so many outstanding tokens the bound does not matter.
+        load_weight: What a token that waits counts beside one that is to be computed.
+    """
+
+    block_bytes: int = 2048
+    capacity_blocks: int = 32768
+    load_slack: float = 0.25
+    load_floor_tokens: int = 32768
+    load_weight: float = 0.5

@@ -1,0 +1,176 @@
+"""Where a prompt's beginning is cached already, unless that replica has too much to do. Pure.
+
+A prompt is a chain of blocks, each known by a hash that covers all before it (``chain``). For each block it is
+noted which replicas hold it: learned from what was sent where, and corrected by what replicas report (blocks
+stored, blocks evicted). A request goes to the replica that leaves least to do: blocks to compute beside work
+that waits there, within a bound on load; a prompt that nobody knows goes where its first block hashes to, so
+that several routers agree without talking.
+
+Sources: Mirrokni, Thorup, Zadimoghaddam, Consistent hashing with bounded loads, SODA 2018, for the bound
+(no more than ``1 + load_slack`` times the mean); Srivatsa et al., Preble, ICLR 2025, for adding up what is to
+be computed and what waits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from tidecell.structs.traffic import PrefixPolicy
+from tidecell.traffic.balance import Load, Rng
+
+_MASK = (1 << 64) - 1
+
+
+def chain(prompt: bytes, block_bytes: int, most: int = 256) -> list[int]:
+    """Return the hashes of a prompt's whole blocks; each covers all that comes before it."""
+    hashes: list[int] = []
+    state = hashlib.blake2b(digest_size=8)
+    for start in range(0, min(len(prompt) - block_bytes + 1, block_bytes * most), block_bytes):
+        state.update(prompt[start : start + block_bytes])
+        hashes.append(int.from_bytes(state.copy().digest(), "little"))
+    return hashes
+
+
+class Held:
+    """The blocks that one replica is thought to hold, oldest use first, at most ``capacity``."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._blocks: OrderedDict[int, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._blocks
+
+    def matched(self, blocks: Sequence[int]) -> int:
+        """Return how many blocks from the first on are held."""
+        # A later block is only held where the earlier are, so the border can be bisected.
+        held, low, high = self._blocks, 0, len(blocks)
+        if not blocks or blocks[0] not in held:
+            return 0
+        while low < high:
+            middle = (low + high + 1) // 2
+            if blocks[middle - 1] in held:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def use(self, blocks: Iterable[int]) -> None:
+        """Note that blocks were used; what is beyond the capacity is taken for evicted, oldest first."""
+        held = self._blocks
+        for block in reversed(list(blocks)):  # the last goes first: a chain is evicted from its end
+            if block in held:
+                held.move_to_end(block)
+            else:
+                held[block] = None
+        while len(held) > self.capacity:
+            held.popitem(last=False)
+
+    def drop(self, blocks: Iterable[int]) -> None:
+        """Note that blocks were evicted."""
+        for block in blocks:
+            self._blocks.pop(block, None)
+
+
+class PrefixBalancer:
+    """One service's.
+
+    Args:
+        policy: The parameters.
+        rng: Breaks ties.
+    """
+
+    def __init__(self, policy: PrefixPolicy, rng: Rng) -> None:
+        self.policy = policy
+        self._rng = rng
+        self._held: dict[str, Held] = {}
+        self._ring: dict[tuple[int, str], int] = {}
+
+    def held(self, replica: str) -> Held:
+        """Return what a replica is thought to hold."""
+        found = self._held.get(replica)
+        if found is None:
+            found = self._held[replica] = Held(self.policy.capacity_blocks)
+        return found
+
+    def report(self, replica: str, stored: Iterable[int] = (), evicted: Iterable[int] = ()) -> None:
+        """Take in what a replica says of its cache; it knows better."""
+        held = self.held(replica)
+        held.drop(evicted)
+        held.use(stored)
+
+    def keep(self, replicas: Iterable[str]) -> None:
+        """Forget replicas that are gone."""
+        self._held = {name: self._held[name] for name in replicas if name in self._held}
+
+    def choose(self, loads: Sequence[Load], blocks: Sequence[int], tokens: int) -> tuple[int, str, int]:
+        """Return the replica's index, the reason, and how many blocks it is thought to hold.
+
+        Reasons: ``prefix_hit``; ``prefix_moved`` (the one with the longest match has too much to do);
+        ``prefix_new`` (nobody has it).
+
+        Args:
+            loads: The replicas; ``tokens`` of each is the work that waits there.
+            blocks: The prompt's chain.
+            tokens: Tokens of the prompt.
+        """
+        policy = self.policy
+        per_block = tokens / max(1, len(blocks)) if blocks else 0.0
+        bound = (1.0 + policy.load_slack) * (sum(load.tokens for load in loads) + tokens) / len(loads)
+        best, best_cost, best_match, longest = -1, float("inf"), 0, 0
+        home = self._home(loads, blocks[0]) if blocks else -1
+        for i, load in enumerate(loads):
+            held = self._held.get(load.id)
+            match = held.matched(blocks) if held is not None else 0
+            longest = max(longest, match)
+            work = tokens - match * per_block
+            if load.tokens + work > bound + policy.load_floor_tokens:
+                continue
+            cost = work + policy.load_weight * load.tokens - (1.0 if i == home else 0.0)
+            if cost < best_cost or (cost == best_cost and self._rng.random() < 0.5):
+                best, best_cost, best_match = i, cost, match
+        if best < 0:  # one prompt outweighs all: the emptiest
+            best = min(range(len(loads)), key=lambda i: loads[i].tokens)
+            held = self._held.get(loads[best].id)
+            best_match = held.matched(blocks) if held is not None else 0
+        if best_match == longest:
+            return best, "prefix_hit" if longest else "prefix_new", best_match
+        return best, "prefix_moved", best_match
+
+    def sent(self, replica: str, blocks: Sequence[int]) -> None:
+        """Note that a prompt went to a replica, which holds its blocks from now on."""
+        self.held(replica).use(blocks)
+
+    def _home(self, loads: Sequence[Load], block: int) -> int:
+        """Return where a prompt that nobody knows belongs (rendezvous hashing)."""
+        best, highest = 0, -1
+        for i, load in enumerate(loads):
+            value = mix(block, load.id)
+            if value > highest:
+                best, highest = i, value
+        return best
+
+
+def mix(block: int, name: str) -> int:
+    """Return a number that depends on both, the same in every process."""
+    value = (block ^ _seed(name)) * 0x9E3779B97F4A7C15 & _MASK
+    value = (value ^ (value >> 29)) * 0xBF58476D1CE4E5B9 & _MASK
+    return value ^ (value >> 32)
+
+
+_SEEDS: dict[str, int] = {}
+
+
+def _seed(name: str) -> int:
+    seed = _SEEDS.get(name)
+    if seed is None:
+        if len(_SEEDS) > 65536:
+            _SEEDS.clear()
+        raw = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        seed = _SEEDS[name] = int.from_bytes(raw, "little")
+    return seed
