@@ -57,7 +57,9 @@ class Sglang:
     def __init__(self, names: Sequence[str]) -> None:
         self.trees = {name: Held(UNLIMITED) for name in names}
 
-    def choose(self, loads: Sequence[Load], blocks: Sequence[int], tokens: int, now_s: float) -> tuple[int, int]:
+    def choose(
+        self, loads: Sequence[Load], blocks: Sequence[int], tokens: int, now_s: float
+    ) -> tuple[int, int]:
         counts = [load.in_flight for load in loads]
         most, least = max(counts), min(counts)
         if most - least > self.balance_abs and most > self.balance_rel * least:
@@ -83,7 +85,7 @@ def chooser(name: str, names: Sequence[str], capacity: int) -> Choose:
 
         def ours(loads: Sequence[Load], blocks: Sequence[int], tokens: int, now_s: float) -> tuple[int, int]:
             index, _, match = balancer.choose(loads, blocks, tokens)
-            balancer.sent(loads[index].id, blocks)
+            balancer.sent(loads[index].id, blocks, max(1, tokens - match * BLOCK_TOKENS), now_s)
             return index, match
 
         return ours
@@ -159,8 +161,12 @@ def main() -> int:
     """Replay the trace under each policy."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--replicas", type=int, default=8)
-    parser.add_argument("--capacity", type=int, default=0, help="blocks a replica's cache holds; 0: unlimited")
-    parser.add_argument("--rate", type=float, default=10_000.0, help="prompt tokens a replica computes a second")
+    parser.add_argument(
+        "--capacity", type=int, default=0, help="blocks a replica's cache holds; 0: unlimited"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=10_000.0, help="prompt tokens a replica computes a second"
+    )
     parser.add_argument("--policies", default=",".join(NAMES))
     arguments = parser.parse_args()
     unknown = [name for name in arguments.policies.split(",") if name not in NAMES]

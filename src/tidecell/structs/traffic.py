@@ -91,5 +91,65 @@ class PrefixPolicy(msgspec.Struct, frozen=True):
     block_bytes: int = 2048
     capacity_blocks: int = 32768
     load_slack: float = 0.25
-    load_floor_tokens: int = 32768
-    load_weight: float = 0.5
+    load_floor_tokens: int = 131072
+    load_weight: float = 0.25
+
+
+class ConcurrencyPolicy(msgspec.Struct, frozen=True):
+    """How many requests a service takes at once.
+
+    Attributes:
+        kind: ``gradient`` and ``aimd`` learn it from latency, ``fixed`` is ``initial``.
+        initial: Where it begins.
+        least: It never goes below.
+        most: It never goes above.
+        tolerance: Latency may be this many times that at rest (gradient).
+        look_s: After so long, latency at rest is measured anew (gradient).
+        target_s: Slower than this is too slow (aimd).
+        backoff: What is left of the limit after a drop.
+    """
+
+    kind: Literal["gradient", "aimd", "fixed"] = "gradient"
+    initial: int = 32
+    least: int = 1
+    most: int = 4096
+    tolerance: float = 1.25
+    look_s: float = 30.0
+    target_s: float = 1.0
+    backoff: float = 0.9
+
+
+class HedgePolicy(msgspec.Struct, frozen=True):
+    """When a slow request is sent a second time.
+
+    Attributes:
+        quantile: Once it took longer than this share of the requests before it.
+        share: At most this share of the requests is sent twice.
+        burst: So many may be at once.
+        least_s: Never earlier than this.
+        min_samples: Not before so many answers were seen.
+    """
+
+    quantile: float = 0.95
+    share: float = 0.05
+    burst: float = 5.0
+    least_s: float = 0.01
+    min_samples: int = 50
+
+
+class OverloadPolicy(msgspec.Struct, frozen=True):
+    """What happens when more comes than can be served.
+
+    Attributes:
+        concurrency: The limit on what is under way.
+        max_queue: Requests that may wait.
+        criticality: Level of requests that name none.
+        deadline_s: A request without a deadline of its own is not sent after so long; 0: however long.
+        tenant_weights: Shares of tenants beside others', which have 1.
+    """
+
+    concurrency: ConcurrencyPolicy = ConcurrencyPolicy()
+    max_queue: int = 1024
+    criticality: Literal["critical-plus", "critical", "sheddable-plus", "sheddable"] = "critical"
+    deadline_s: float = 0.0
+    tenant_weights: dict[str, float] = {}

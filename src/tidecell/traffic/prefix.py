@@ -1,10 +1,10 @@
 """Where a prompt's beginning is cached already, unless that replica has too much to do. Pure.
 
-A prompt is a chain of blocks, each known by a hash that covers all before it (``chain``). For each block it is
-noted which replicas hold it: learned from what was sent where, and corrected by what replicas report (blocks
-stored, blocks evicted). A request goes to the replica that leaves least to do: blocks to compute beside work
-that waits there, within a bound on load; a prompt that nobody knows goes where its first block hashes to, so
-that several routers agree without talking.
+A prompt is a chain of blocks, each known by a hash that covers all before it (``chain``). For each replica
+it is noted which blocks it holds: learned from what was sent where, and corrected by what replicas report
+(blocks stored, blocks evicted). A request goes to the replica that leaves least to do: blocks to compute
+beside work that waits there, within a bound on load; a prompt that nobody knows goes to one of the two
+replicas that its first block hashes to, so that several routers nearly agree without talking.
 
 Sources: Mirrokni, Thorup, Zadimoghaddam, Consistent hashing with bounded loads, SODA 2018, for the bound
 (no more than ``1 + load_slack`` times the mean); Srivatsa et al., Preble, ICLR 2025, for adding up what is to
@@ -21,6 +21,8 @@ from tidecell.structs.traffic import PrefixPolicy
 from tidecell.traffic.balance import Load, Rng
 
 _MASK = (1 << 64) - 1
+RECENT_S = 30.0  # after so long, what a replica computed counts half
+NUM_HOMES = 2
 
 
 def chain(prompt: bytes, block_bytes: int, most: int = 256) -> list[int]:
@@ -52,6 +54,8 @@ class Held:
         held, low, high = self._blocks, 0, len(blocks)
         if not blocks or blocks[0] not in held:
             return 0
+        if blocks[-1] in held:
+            return high
         while low < high:
             middle = (low + high + 1) // 2
             if blocks[middle - 1] in held:
@@ -89,7 +93,8 @@ class PrefixBalancer:
         self.policy = policy
         self._rng = rng
         self._held: dict[str, Held] = {}
-        self._ring: dict[tuple[int, str], int] = {}
+        self._recent: dict[str, float] = {}
+        self._recent_s = 0.0
 
     def held(self, replica: str) -> Held:
         """Return what a replica is thought to hold."""
@@ -107,6 +112,7 @@ class PrefixBalancer:
     def keep(self, replicas: Iterable[str]) -> None:
         """Forget replicas that are gone."""
         self._held = {name: self._held[name] for name in replicas if name in self._held}
+        self._recent = {name: self._recent[name] for name in self._held if name in self._recent}
 
     def choose(self, loads: Sequence[Load], blocks: Sequence[int], tokens: int) -> tuple[int, str, int]:
         """Return the replica's index, the reason, and how many blocks it is thought to hold.
@@ -120,40 +126,60 @@ class PrefixBalancer:
             tokens: Tokens of the prompt.
         """
         policy = self.policy
-        per_block = tokens / max(1, len(blocks)) if blocks else 0.0
-        bound = (1.0 + policy.load_slack) * (sum(load.tokens for load in loads) + tokens) / len(loads)
-        best, best_cost, best_match, longest = -1, float("inf"), 0, 0
-        home = self._home(loads, blocks[0]) if blocks else -1
+        per_block = tokens / len(blocks) if blocks else 0.0
+        waiting = sum([load.tokens for load in loads]) + tokens
+        bound = max(policy.load_floor_tokens, (1.0 + policy.load_slack) * waiting / len(loads))
+        matches = [self._match(load.id, blocks) for load in loads] if blocks else [0] * len(loads)
+        longest = max(matches)
+        best, least = -1, float("inf")
         for i, load in enumerate(loads):
-            held = self._held.get(load.id)
-            match = held.matched(blocks) if held is not None else 0
-            longest = max(longest, match)
-            work = tokens - match * per_block
-            if load.tokens + work > bound + policy.load_floor_tokens:
+            cost = tokens - matches[i] * per_block
+            if load.tokens + cost > bound:
                 continue
-            cost = work + policy.load_weight * load.tokens - (1.0 if i == home else 0.0)
-            if cost < best_cost or (cost == best_cost and self._rng.random() < 0.5):
-                best, best_cost, best_match = i, cost, match
+            cost += policy.load_weight * load.tokens
+            if cost < least:
+                best, least = i, cost
         if best < 0:  # one prompt outweighs all: the emptiest
-            best = min(range(len(loads)), key=lambda i: loads[i].tokens)
-            held = self._held.get(loads[best].id)
-            best_match = held.matched(blocks) if held is not None else 0
-        if best_match == longest:
-            return best, "prefix_hit" if longest else "prefix_new", best_match
-        return best, "prefix_moved", best_match
+            best = min(range(len(loads)), key=lambda i: loads[i].tokens - matches[i] * per_block)
+        elif matches[best] == 0:
+            best = self._place(loads, blocks, tokens, least)
+        if matches[best] == longest:
+            return best, "prefix_hit" if longest else "prefix_new", longest
+        return best, "prefix_moved", matches[best]
 
-    def sent(self, replica: str, blocks: Sequence[int]) -> None:
-        """Note that a prompt went to a replica, which holds its blocks from now on."""
+    def sent(self, replica: str, blocks: Sequence[int], tokens: float, now_s: float) -> None:
+        """Note that a prompt went to a replica, which holds its blocks from now on.
+
+        Args:
+            replica: Where it went.
+            blocks: The prompt's chain.
+            tokens: What the replica has to compute of it.
+            now_s: Time.
+        """
         self.held(replica).use(blocks)
+        age_s = now_s - self._recent_s
+        if age_s >= RECENT_S:
+            halves = 0.5 ** (age_s / RECENT_S)
+            self._recent = {name: halves * value for name, value in self._recent.items()}
+            self._recent_s = now_s
+        self._recent[replica] = self._recent.get(replica, 0.0) + tokens
 
-    def _home(self, loads: Sequence[Load], block: int) -> int:
-        """Return where a prompt that nobody knows belongs (rendezvous hashing)."""
-        best, highest = 0, -1
-        for i, load in enumerate(loads):
-            value = mix(block, load.id)
-            if value > highest:
-                best, highest = i, value
-        return best
+    def _match(self, replica: str, blocks: Sequence[int]) -> int:
+        held = self._held.get(replica)
+        return held.matched(blocks) if held is not None else 0
+
+    def _place(self, loads: Sequence[Load], blocks: Sequence[int], tokens: int, least: float) -> int:
+        """Return where a prompt goes that has to be computed anyway.
+
+        Of the two replicas that its first block hashes to, the one that computed less lately, if it is as
+        free as any; else, of those as free as any, the one that computed less lately.
+        """
+        weight, recent = self.policy.load_weight, self._recent
+        free = [i for i, load in enumerate(loads) if tokens + weight * load.tokens <= least]
+        if len(free) > 2 and blocks:
+            free.sort(key=lambda i: mix(blocks[0], loads[i].id))
+            del free[:-NUM_HOMES]
+        return min(free, key=lambda i: recent.get(loads[i].id, 0.0))
 
 
 def mix(block: int, name: str) -> int:
