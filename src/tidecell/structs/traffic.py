@@ -153,3 +153,165 @@ class OverloadPolicy(msgspec.Struct, frozen=True):
     criticality: Literal["critical-plus", "critical", "sheddable-plus", "sheddable"] = "critical"
     deadline_s: float = 0.0
     tenant_weights: dict[str, float] = {}
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a tenant or a key may use; 0: no limit of that kind.
+
+    Attributes:
+        requests_per_minute: In any 60 s.
+        tokens_per_minute: Prompt and completion, in any 60 s.
+        tokens_per_day: From midnight to midnight in ``time_zone``.
+        concurrency: Requests under way at once.
+        time_zone: IANA name; a key's days are its tenant's.
+    """
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    tokens_per_day: int = 0
+    concurrency: int = 0
+    time_zone: str = "UTC"
+
+
+class Key(msgspec.Struct, frozen=True):
+    """One bearer token of a tenant.
+
+    Attributes:
+        name: For people; unique within the tenant.
+        hash: SHA-256 (hex) of the token.
+        limits: Of this key, beside those of its tenant.
+    """
+
+    name: str
+    hash: str
+    limits: Limits = Limits()
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    """Who sends requests.
+
+    Attributes:
+        name: Unique.
+        keys: Its bearer tokens.
+        limits: Of all of them together.
+        weight: Its share beside other tenants', where they queue.
+        ceiling: The most critical level that its requests may ask for.
+    """
+
+    name: str
+    keys: tuple[Key, ...] = ()
+    limits: Limits = Limits()
+    weight: float = 1.0
+    ceiling: Literal["critical-plus", "critical", "sheddable-plus", "sheddable"] = "critical-plus"
+
+
+class Match(msgspec.Struct, frozen=True):
+    """Which requests a rule is about: all that it names must hold; what is empty does not matter.
+
+    Attributes:
+        service: Where model, host or path lead.
+        model: Named in the body, with or without its adapter.
+        adapter: What follows the colon in the model's name.
+        host: Without the port.
+        path: What it begins with.
+        tenant: Whose key it has.
+        headers: Exact values by name.
+    """
+
+    service: str = ""
+    model: str = ""
+    adapter: str = ""
+    host: str = ""
+    path: str = ""
+    tenant: str = ""
+    headers: dict[str, str] = {}
+
+
+class Split(msgspec.Struct, frozen=True):
+    """One of several services that share requests by weight."""
+
+    service: str
+    weight: float = 1.0
+
+
+class Canary(msgspec.Struct, frozen=True):
+    """A service that gets a share.
+
+    Attributes:
+        service: Which.
+        share: 0.0 to 1.0.
+        by: ``user``: the same users stay in it; ``request``: each request anew.
+    """
+
+    service: str
+    share: float
+    by: Literal["user", "request"] = "user"
+
+
+class Shadow(msgspec.Struct, frozen=True):
+    """A service that gets copies whose answers nobody sees; ``share`` is 0.0 to 1.0."""
+
+    service: str
+    share: float = 1.0
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """Where requests go that match.
+
+    Attributes:
+        name: Unique; what is hashed depends on it.
+        match: Which requests.
+        splits: By weight; none: where they would go anyway.
+        canary: A share of them goes there instead.
+        shadow: Copies go there as well.
+        fallback: Tried in order where the chosen service has nothing ready.
+    """
+
+    name: str
+    match: Match = Match()
+    splits: tuple[Split, ...] = ()
+    canary: Canary | None = None
+    shadow: Shadow | None = None
+    fallback: tuple[str, ...] = ()
+
+
+class Affinity(msgspec.Struct, frozen=True):
+    """What keeps a session at one replica.
+
+    Attributes:
+        header: Header that names the session.
+        by_user: Else the body's ``user`` does.
+        slack: A replica with more than 1 + this times the mean in flight passes sessions on.
+    """
+
+    header: str = "x-session-id"
+    by_user: bool = False
+    slack: float = 0.5
+
+
+class TrafficPolicy(msgspec.Struct, frozen=True):
+    """How one service's requests are treated.
+
+    Attributes:
+        balance: How a replica is chosen.
+        slow_start_s: A new replica's load grows to its fair share over so long.
+        subset: Replicas that one router talks to; 0: all.
+        prequal: Parameters of that policy.
+        prefix: Likewise.
+        affinity: Sessions that stay at one replica; None: there are none.
+        outlier: When a replica is left out.
+        breaker: When the service is left alone; None: never.
+        overload: Limits, queue and criticality; None: no limit but the queue's.
+        hedge: When a slow request is sent twice; None: never.
+    """
+
+    balance: Balance = "power-of-two"
+    slow_start_s: float = 5.0
+    subset: int = 0
+    prequal: PrequalPolicy = PrequalPolicy()
+    prefix: PrefixPolicy = PrefixPolicy()
+    affinity: Affinity | None = None
+    outlier: OutlierPolicy = OutlierPolicy()
+    breaker: BreakerPolicy | None = None
+    overload: OverloadPolicy | None = None
+    hedge: HedgePolicy | None = None
