@@ -18,13 +18,14 @@ Balance = Literal[
 
 
 class PrequalPolicy(msgspec.Struct, frozen=True):
-    """Parameters of Prequal; the defaults are the paper's.
+    """Parameters of Prequal; the defaults are the paper's, as we know them, but for ``hot_quantile``.
 
     Attributes:
         pool_size: Probe answers that are kept.
         probe_rate: Probes per request.
         remove_rate: Answers removed per request.
-        hot_quantile: A replica is hot above this quantile of requests in flight.
+        hot_quantile: A replica is hot above this quantile of requests in flight. The paper runs 0.84 and says
+            0.6 to 0.9 work; at 0.9 load in our testbed p99 is 298 ms with 0.84 and 283 ms with 0.6.
         delta: Net growth of the pool per request that the reuse limit aims at.
         max_age_s: An answer older than this is not used.
         slow_start_s: A new replica is passed over now and then for so long.
@@ -33,7 +34,7 @@ class PrequalPolicy(msgspec.Struct, frozen=True):
     pool_size: int = 16
     probe_rate: float = 3.0
     remove_rate: float = 1.0
-    hot_quantile: float = 0.84
+    hot_quantile: float = 0.6
     delta: float = 1.0
     max_age_s: float = 1.0
     slow_start_s: float = 5.0

@@ -46,6 +46,12 @@ class Breaker:
         self._trials += 1
         return ""
 
+    def is_open(self, now_s: float) -> bool:
+        """Return whether a request would be refused now; takes nothing, unlike ``allow``."""
+        if self.state == HALF_OPEN:
+            return self._trials - self._passed >= self.policy.trials
+        return self.state == OPEN and now_s - self._since_s < self.open_s()
+
     def record(self, ok: bool, now_s: float) -> None:
         """Note how a request ended."""
         if self.state == HALF_OPEN:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from math import log2
 
-SAMPLES_PER_LEVEL = 9
+SAMPLES_PER_LEVEL = 33  # with 9 the median is mostly noise, which is then followed
 MAX_AGE_S = 5.0
 EXACT_LEVELS = 32  # above, levels grow by an eighth of a power of two
 

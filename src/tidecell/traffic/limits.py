@@ -1,9 +1,9 @@
 """What a tenant and each of its keys may use: requests, tokens, requests at once. Pure; counts are whole.
 
-A request reserves at admission what it may cost (its prompt, by size, and the most it asks for) and is settled
-when it ends by what it did cost; until then the reservation counts as used. So a limit is never passed by
-what was estimated right, and what was not is seen by the next request. A request belongs to the minute and
-the day in which it was admitted, also when it ends later.
+A request reserves at admission what it may cost (its prompt, by size, and the most it asks for) and is
+settled when it ends by what it did cost; until then the reservation counts as used. So a limit is never
+passed by what was estimated right, and what was not is seen by the next request. A request belongs to the
+minute and the day in which it was admitted, also when it ends later.
 
 Minutes are rolling: the last 60 slots of a second. Days end at midnight of a stated time zone. A process may
 hold a part of a limit only (``leases``); it counts what it used itself and keeps to its part.

@@ -9,7 +9,7 @@ Pure: who is to be probed comes back as a list, what replicas answered goes in. 
 answers may carry the same report and are taken like probes.
 
 Source: Wydrowski et al., Load is not what you should balance: Introducing Prequal, NSDI 2024. From it are
-the pool of 16, the probe rate of 3, one removal per request, the quantile 2^-0.25 (0.84), the reuse limit
+the pool of 16, the probe rate of 3, one removal per request, a quantile of 0.6 to 0.9, the reuse limit
 ``max(1, (1 + delta) / ((1 - m / n) r_probe - r_remove))`` with delta 1, and the age limit of 1 s. Ours:
 one answer per replica (a newer one replaces the older), so that fleets smaller than the pool work, and a
 reuse limit of ``MAX_USES`` where the paper's formula has none.
@@ -126,6 +126,10 @@ class Prequal:
     def forget(self, load: Load) -> None:
         """Drop what is known of a replica, such as one that failed."""
         self._pool = [probe for probe in self._pool if probe.load is not load]
+
+    def probe_of(self, load: Load) -> Probe | None:
+        """Return a replica's answer that is in the pool."""
+        return next((probe for probe in self._pool if probe.load is load), None)
 
     def hot_above(self) -> float:
         """Return the RIF above which a replica is hot."""

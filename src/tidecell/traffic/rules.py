@@ -179,8 +179,8 @@ class Cell(msgspec.Struct, frozen=True):
 def waterfall(cells: Sequence[Cell], rng: Rng, full: float = 0.8) -> tuple[str, str]:
     """Return the cell for a request, and ``local``, ``spilled`` or ``all_full``.
 
-    Cells come nearest first. Each is filled to ``full`` of its capacity; only what is above that flows on, to the
-    next that has room. Where all are full the load is spread by capacity.
+    Cells come nearest first. Each is filled to ``full`` of its capacity; only what is above that flows on, to
+    the next that has room. Where all are full the load is spread by capacity.
 
     Raises:
         ValueError: No cell is up.

@@ -16,6 +16,8 @@ from typing import Literal
 import msgspec
 
 from tidecell.structs.errors import ConflictError, RefusedError
+from tidecell.structs.traffic import Rule, Tenant, TrafficPolicy
+from tidecell.traffic.policy_check import check_rules, check_tenants, check_traffic
 
 EndpointState = Literal["ready", "draining"]
 
@@ -46,6 +48,7 @@ class Route(msgspec.Struct, frozen=True):
         max_queue: Requests that may wait while no replica can take them.
         queue_timeout_s: How long a request may wait, over all its attempts.
         prefix: A further path prefix, stripped before forwarding; starts and ends with ``/``.
+        traffic: How its requests are treated.
     """
 
     service: str
@@ -54,6 +57,7 @@ class Route(msgspec.Struct, frozen=True):
     max_queue: int = 1024
     queue_timeout_s: float = 60.0
     prefix: str | None = None
+    traffic: TrafficPolicy = TrafficPolicy()
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -64,12 +68,18 @@ class Table(msgspec.Struct, frozen=True):
         epoch: Fencing epoch of the writer.
         routes: One per service. Where two name the same model, the first gets its requests.
         tokens: SHA-256 (hex) of the bearer tokens that are accepted; none: no token is asked for.
+        rules: Where requests go otherwise than model, host or path say; the first that matches.
+        tenants: Whose keys have limits; their keys' hashes must be among ``tokens``.
+        aliases: Other names of models, for rules.
     """
 
     version: int = 0
     epoch: int = 0
     routes: tuple[Route, ...] = ()
     tokens: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    tenants: tuple[Tenant, ...] = ()
+    aliases: dict[str, str] = {}
 
     @property
     def order(self) -> tuple[int, int]:
@@ -117,6 +127,10 @@ def check(table: Table) -> None:
     _unique("prefix", [route.prefix for route in table.routes if route.prefix is not None])
     for route in table.routes:
         _check_route(route)
+        check_traffic(route.service, route.traffic)
+    services = {route.service for route in table.routes}
+    check_rules(table.rules, services)
+    check_tenants(table.tenants, table.tokens)
 
 
 def check_order(current: Table, new: Table) -> None:

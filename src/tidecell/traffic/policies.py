@@ -1,0 +1,67 @@
+"""A table's policies: the one place where what a table says becomes what decides. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tidecell.traffic.admission import TrafficAdmission
+from tidecell.traffic.balance import Rng
+from tidecell.traffic.balancers import ServiceBalancer
+from tidecell.traffic.subset import subset
+from tidecell.traffic.table import Table
+
+
+class TrafficPolicies:
+    """Admission and balancers of one table.
+
+    Args:
+        table: The table.
+        rng: Source of the balancers' choices.
+        previous: What was in force before; what it has learned is kept where its policy is the same.
+        offset_s: Unix time minus the data plane's clock; days end by it.
+        is_ready: Whether a service has a replica to try; None: by the table alone.
+
+    Attributes:
+        admission: For the whole router.
+        balancers: By service.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        rng: Rng,
+        previous: TrafficPolicies | None = None,
+        offset_s: float = 0.0,
+        is_ready: Callable[[str], bool] | None = None,
+    ) -> None:
+        self._has_ready = {
+            route.service: any(endpoint.state == "ready" for endpoint in route.endpoints)
+            for route in table.routes
+        }
+        if previous is None:
+            self.admission = TrafficAdmission(table, offset_s, is_ready or self._is_ready)
+        else:
+            self.admission = previous.admission
+            self.admission.update(table)
+            self.admission.ask_ready(is_ready or self._is_ready)
+        known = {} if previous is None else previous.balancers
+        self.balancers: dict[str, ServiceBalancer] = {}
+        for route in table.routes:
+            old = known.get(route.service)
+            kept = old if old is not None and old.policy == route.traffic else None
+            balancer = kept or ServiceBalancer(route.traffic, rng)
+            if balancer.prefix is not None:
+                balancer.prefix.keep(endpoint.id for endpoint in route.endpoints)
+            self.balancers[route.service] = balancer
+
+    def _is_ready(self, service: str) -> bool:
+        return self._has_ready.get(service, False)
+
+
+def endpoints_for(table: Table, service: str, router: int) -> list[str]:
+    """Return the ids of the replicas that one router process talks to, by the route's ``subset``."""
+    for route in table.routes:
+        if route.service == service:
+            ids = [endpoint.id for endpoint in route.endpoints]
+            return subset(ids, router, route.traffic.subset)
+    return []
