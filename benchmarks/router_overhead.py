@@ -202,9 +202,7 @@ async def drive(port: int, load: Load, seconds: float, pids: list[int]) -> dict[
     pairs = []
     for _ in range(load.num_clients):
         await asyncio.sleep(load.every_s / load.num_clients)
-        pairs.append(
-            await loop.create_connection(lambda: Driver(load, wire, counts), "127.0.0.1", port)
-        )
+        pairs.append(await loop.create_connection(lambda: Driver(load, wire, counts), "127.0.0.1", port))
     await asyncio.sleep(1.0)  # connections and pools are warm from here on
     counts.delays_ns.clear()
     before_units, before_s, begin_s = counts.units, cpu_s(pids), time.monotonic()
@@ -259,7 +257,11 @@ def row(peer: str, load: str, rounds: list[dict[str, float]], base: float | None
     result["unit"] = f"{unit}s/s" if peer == "direct" else f"us CPU per {unit}"
     result["baseline"] = None if peer == "direct" else base
     result["ratio"] = None if peer == "direct" or not base else round(result["value"] / base, 2)
-    result["clients"], result["rounds"], result["cores"] = LOADS[load].num_clients, len(rounds), os.cpu_count()
+    result["clients"], result["rounds"], result["cores"] = (
+        LOADS[load].num_clients,
+        len(rounds),
+        os.cpu_count(),
+    )
     return result
 
 

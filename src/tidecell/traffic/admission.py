@@ -138,7 +138,7 @@ class TrafficAdmission:
             tenant="" if tenant is None else tenant.name,
             user=facts.user,
             request_id=head.get(REQUEST_ID_HEADER).decode("latin-1") or f"{id(facts)}/{facts.arrived_s}",
-            header=lambda name: head.get(name.encode()).decode("latin-1"),
+            header=lambda name: head.get(name.lower().encode()).decode("latin-1"),
         )
         return rules.route(asked, self._can_serve)
 

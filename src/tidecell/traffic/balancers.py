@@ -63,7 +63,7 @@ class ServiceBalancer:
         affinity = self.policy.affinity
         session = ""
         if affinity is not None:
-            session = facts.head.get(affinity.header.encode()).decode("latin-1")
+            session = facts.head.get(affinity.header.lower().encode()).decode("latin-1")
             session = session or (facts.user if affinity.by_user else "")
         if session and affinity is not None:
             index, self.reason = by_affinity(loads, session, affinity.slack)
