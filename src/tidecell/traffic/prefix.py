@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from zlib import adler32, crc32
 
 from tidecell.structs.traffic import PrefixPolicy
 from tidecell.traffic.balance import Load, Rng
@@ -26,12 +27,16 @@ NUM_HOMES = 2
 
 
 def chain(prompt: bytes, block_bytes: int, most: int = 256) -> list[int]:
-    """Return the hashes of a prompt's whole blocks; each covers all that comes before it."""
+    """Return the hashes of a prompt's whole blocks; each covers all that comes before it.
+
+    Two checksums instead of a cryptographic hash, for a fifth of its time: a collision costs a cache miss.
+    """
     hashes: list[int] = []
-    state = hashlib.blake2b(digest_size=8)
+    view, crc, adler = memoryview(prompt), 0, 1
     for start in range(0, min(len(prompt) - block_bytes + 1, block_bytes * most), block_bytes):
-        state.update(prompt[start : start + block_bytes])
-        hashes.append(int.from_bytes(state.copy().digest(), "little"))
+        block = view[start : start + block_bytes]
+        crc, adler = crc32(block, crc), adler32(block, adler)
+        hashes.append(crc << 32 | adler)
     return hashes
 
 

@@ -152,12 +152,15 @@ def by_affinity(loads: Sequence[Load], session: str, slack: float = 0.5) -> tupl
     times the mean in flight passes its sessions on to their next.
     """
     key = int.from_bytes(hashlib.blake2b(session.encode(), digest_size=8).digest(), "little")
-    order = sorted(range(len(loads)), key=lambda i: mix(key, loads[i].id), reverse=True)
-    bound = (1.0 + slack) * (sum(load.in_flight for load in loads) + 1) / len(loads)
-    for place, index in enumerate(order):
+    values = [mix(key, load.id) for load in loads]
+    first = values.index(max(values))
+    bound = (1.0 + slack) * (sum([load.in_flight for load in loads]) + 1) / len(loads)
+    if loads[first].in_flight < max(1.0, bound):
+        return first, "session"
+    for index in sorted(range(len(loads)), key=values.__getitem__, reverse=True):
         if loads[index].in_flight < max(1.0, bound):
-            return index, "session" if place == 0 else "session_moved"
-    return order[0], "session"
+            return index, "session_moved"
+    return first, "session"
 
 
 class Cell(msgspec.Struct, frozen=True):
