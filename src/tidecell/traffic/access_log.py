@@ -20,7 +20,7 @@ Fields of a line (``schema`` 1), for people and for the simulator, which replays
 
 Outcomes: ``ok`` (answered in full with a status under 500), ``upstream_5xx``, ``upstream_lost`` (failed
 before it answered), ``stream_broken`` (failed later), ``timeout``, ``queue_full``, ``queue_timeout``,
-``removed`` (the service went while the request waited), ``client_closed``, ``client_stalled``, ``shutdown``.
+``removed`` (the service went while the request waited), ``late`` (its deadline passed), ``client_closed``, ``client_stalled``, ``shutdown``.
 Not admitted, so without a service: ``unauthorized``, ``not_found``, ``bad_request``, ``method_not_allowed``.
 
 Tokens, headers and bodies never get here. Lines are buffered for at most half a second.
@@ -41,7 +41,7 @@ MAX_BYTES = 64 * 1024 * 1024
 NUM_KEPT = 4
 
 
-class Line(msgspec.Struct, frozen=True):
+class Line(msgspec.Struct, frozen=True, gc=False):
     """One request; see the table above."""
 
     time: float
@@ -78,16 +78,16 @@ class AccessLog:
         self._path = path
         self._max_bytes = max_bytes
         self._num_kept = num_kept
-        self._lines: list[bytes] = []
+        self._lines: list[Line] = []
         self._fd = -1
         self._size_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._encode = msgspec.json.Encoder().encode
+        self._encode = msgspec.json.Encoder().encode_lines
         self.num_lost = 0
 
     def write(self, line: Line) -> None:
         """Take a line; it is in the file at the latest ``FLUSH_S`` later."""
-        self._lines.append(self._encode(line))
+        self._lines.append(line)
         if len(self._lines) >= FLUSH_LINES:
             self.flush()
         elif self._timer is None:
@@ -102,7 +102,7 @@ class AccessLog:
             return
         lines, self._lines = self._lines, []
         try:
-            self._append(b"\n".join(lines) + b"\n")
+            self._append(self._encode(lines))
         except OSError:
             self.num_lost += len(lines)
 

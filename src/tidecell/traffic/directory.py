@@ -13,11 +13,14 @@ from typing import Any
 
 import msgspec
 
-from tidecell.traffic.http1 import RequestHead
+from tidecell.traffic.http1 import ProtocolError, RequestHead
+from tidecell.traffic.peek import NO_PEEK, Peek, peek
 from tidecell.traffic.replies import Reply, error, json_reply
 from tidecell.traffic.table import Table
 
 _LOCAL_HOST = ".localhost"
+# What was worked out for a token or a target is kept; a flood of different ones only empties the memory.
+MAX_REMEMBERED = 4096
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -31,17 +34,6 @@ class ByModel(msgspec.Struct, frozen=True):
     """The body has to say which model is meant."""
 
     path: bytes
-
-
-class Peek(msgspec.Struct, frozen=True):
-    """The little that the router reads of a body."""
-
-    model: str | None = None
-    stream: bool | None = None
-
-
-_peek = msgspec.json.Decoder(Peek)
-_NO_PEEK = Peek()
 
 
 class Directory:
@@ -63,16 +55,28 @@ class Directory:
         self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
         self._tokens = [token.lower().encode() for token in table.tokens]
         self._created_s = created_s
+        self._keys: dict[bytes, str] = {}
+        self._resolved: dict[tuple[bytes, bytes], Target | ByModel] = {}
 
-    def authorize(self, head: RequestHead) -> Reply | None:
-        """Return None if the request may pass, else the refusal. Compares in constant time, every token."""
+    def authorize(self, head: RequestHead) -> str | Reply:
+        """Return the key (the SHA-256 of its token) if the request may pass, else the refusal.
+
+        A token is compared in constant time with every known one; one that passed is known by its field from
+        then on.
+        """
         if not self._tokens or (head.target == b"/health" and not self._service_of_host(head.host)):
-            return None
-        scheme, _, token = head.get(b"authorization").partition(b" ")
+            return ""
+        key = self._keys.get(head.authorization)
+        if key is not None:
+            return key
+        scheme, _, token = head.authorization.partition(b" ")
         digest = hashlib.sha256(token.strip(b" ")).hexdigest().encode()
         matches = [hmac.compare_digest(digest, known) for known in self._tokens]
         if scheme.lower() == b"bearer" and any(matches):
-            return None
+            if len(self._keys) >= MAX_REMEMBERED:
+                self._keys.clear()
+            self._keys[head.authorization] = digest.decode()
+            return digest.decode()
         message = "a bearer token is needed: send 'Authorization: Bearer TOKEN' with a token of this cell"
         return error(401, message, "unauthorized", code="invalid_api_key")
 
@@ -83,6 +87,18 @@ class Directory:
 
     def resolve(self, head: RequestHead) -> Target | ByModel | Reply:
         """Return where the request goes as far as its head says it."""
+        place = (head.host, head.target)
+        found = self._resolved.get(place)
+        if found is not None:
+            return found
+        where = self._resolve(head)
+        if not isinstance(where, Reply):
+            if len(self._resolved) >= MAX_REMEMBERED:
+                self._resolved.clear()
+            self._resolved[place] = where
+        return where
+
+    def _resolve(self, head: RequestHead) -> Target | ByModel | Reply:
         service = self._service_of_host(head.host)
         if service:
             return self._target(service, head.target)
@@ -105,20 +121,18 @@ class Directory:
 
     def by_model(self, target: ByModel, body: bytes) -> tuple[Target | Reply, Peek]:
         """Return where a ``/v1`` request goes, and what its body says."""
-        peek = _NO_PEEK
+        found = NO_PEEK
         if body:
             try:
-                peek = _peek.decode(body)
-            except msgspec.ValidationError as problem:
-                return error(400, f"the body does not fit: {problem}", "bad_request"), peek
-            except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-                return error(400, f"the body is not JSON: {problem}", "bad_request"), peek
-        if peek.model is None:
-            return self._without_model(target), peek
-        service = self._models.get(peek.model)
+                found = peek(body)
+            except ProtocolError as problem:
+                return error(problem.status, problem.message, "bad_request"), found
+        if not found.model:
+            return self._without_model(target), found
+        service = self._models.get(found.model)
         if service is None:
-            return self._unknown_model(peek.model), peek
-        return Target(service, target.path), peek
+            return self._unknown_model(found.model), found
+        return Target(service, target.path), found
 
     def models(self) -> dict[str, Any]:
         """Return the list of models as OpenAI's API shows it."""

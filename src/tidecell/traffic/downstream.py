@@ -1,7 +1,10 @@
 """One connection of a client: reads requests strictly, one after the other, and writes their answers.
 
 Pipelined requests wait in a bounded buffer until the one before them is answered. A body is read whole
-before the request is routed: routing needs the model it names, and sending it again needs all of it.
+before the request is routed: routing needs the model it names, and sending it again needs all of it. Only
+a body that is larger than that and goes by path or host is passed through as it comes.
+
+Most requests arrive as one piece of bytes on a connection that waits for them: those never see the buffer.
 """
 
 from __future__ import annotations
@@ -13,13 +16,16 @@ import socket
 import struct
 from typing import Protocol, cast
 
-from tidecell.traffic.directory import ByModel, Directory, Peek, Target
-from tidecell.traffic.exchange import Context, Exchange, Request
+from tidecell.traffic.directory import ByModel, Directory, Target
+from tidecell.traffic.exchange import Context, Exchange
 from tidecell.traffic.fleet import Service
-from tidecell.traffic.http1 import Chunks, ProtocolError, RequestHead, find_head, parse_request
+from tidecell.traffic.http1 import Chunks, ProtocolError, RequestHead, find_head, read_request
+from tidecell.traffic.peek import NO_PEEK, Peek
+from tidecell.traffic.policy import ADMIT
 from tidecell.traffic.replies import CONTINUE, Reply, error
+from tidecell.traffic.request import Request
 
-PIPELINE_BYTES = 256 * 1024
+PIPELINE_BYTES = 64 * 1024
 # Refusing a body larger than this costs the connection; reading it would cost more.
 SMALL_BODY_BYTES = 64 * 1024
 LINGER_S = 2.0
@@ -33,6 +39,7 @@ class State(enum.Enum):
 
     HEAD = enum.auto()
     BODY = enum.auto()
+    UPLOAD = enum.auto()  # of a body that is passed through, its request being under way
     BUSY = enum.auto()  # of the next request: one is being answered
     LINGERING = enum.auto()  # nothing: refused; kept open only for the client to read why
 
@@ -54,8 +61,8 @@ class Gateway(Context, Protocol):
     def next_sequence(self) -> int:
         """Return a number larger than all before."""
 
-    def make_request_id(self) -> bytes:
-        """Return an id for a request that came without."""
+    def make_request_id(self, number: int) -> bytes:
+        """Return an id for a request that came without one."""
 
     def refused(self, head: RequestHead | None, request_id: bytes, reply: Reply) -> None:
         """Count (and log) a request that was not admitted."""
@@ -63,6 +70,27 @@ class Gateway(Context, Protocol):
 
 class ClientConnection(asyncio.Protocol):
     """See the module."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_buffer",
+        "_chunks",
+        "_exchange",
+        "_gateway",
+        "_head",
+        "_is_advancing",
+        "_is_read_paused",
+        "_is_write_paused",
+        "_key",
+        "_request_id",
+        "_scanned",
+        "_sequence",
+        "_since_s",
+        "_state",
+        "_transport",
+        "_verdict",
+    )
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -72,6 +100,8 @@ class ClientConnection(asyncio.Protocol):
         self._scanned = 0
         self._head: RequestHead | None = None
         self._request_id = b""
+        self._sequence = 0
+        self._key = ""
         self._verdict: Target | ByModel | Reply | None = None
         self._body: list[bytes] = []
         self._body_bytes = 0
@@ -89,24 +119,33 @@ class ClientConnection(asyncio.Protocol):
         self._gateway.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._state is State.BUSY:
-            exchange = self._exchange
-            if exchange is not None and exchange.is_tunnel:
-                exchange.client_data(data)
-                return
-            self._buffer += data
-            if len(self._buffer) > PIPELINE_BYTES:
-                self._pause_reading()
-            return
-        if self._state is State.LINGERING:
+        state = self._state
+        if state is State.HEAD:
+            if self._buffer or self._is_write_paused or data[0] == 13:
+                self._buffer += data
+                self._advance()
+            else:
+                self._since_s = self._gateway.now()
+                self._take(data)
+        elif state is State.BODY or state is State.UPLOAD:
+            self._since_s = self._gateway.now()
+            self._take(data)
+        elif state is State.BUSY:
+            self._take_ahead(data)
+        else:
             self._body_bytes += len(data)
             if self._body_bytes > LINGER_BYTES:
                 self.abort()
+
+    def _take_ahead(self, data: bytes) -> None:
+        """Keep what comes while a request is being answered; a tunnel's bytes go on."""
+        exchange = self._exchange
+        if exchange is not None and exchange.is_tunnel:
+            exchange.client_data(data)
             return
-        if self._state is State.BODY:
-            self._since_s = self._gateway.now()
         self._buffer += data
-        self._advance()
+        if len(self._buffer) > PIPELINE_BYTES:
+            self._pause_reading()
 
     def eof_received(self) -> bool:
         return False  # who sends no more reads no more: clients that are gone look like this
@@ -143,13 +182,16 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is None:
             return
         if not keep_alive:
-            self._transport.close()
+            if self._state is State.UPLOAD:
+                self._linger()  # the client is still sending; closing at once could lose the answer
+            else:
+                self._transport.close()
             return
         self._state = State.HEAD
         self._head = None
-        self._request_id = b""
         self._since_s = self._gateway.now()
-        self._resume_reading()
+        if self._is_read_paused:
+            self._resume_reading()
         if self._buffer:
             self._advance()
 
@@ -174,7 +216,7 @@ class ClientConnection(asyncio.Protocol):
         if ahead and self._exchange is not None:
             self._exchange.client_data(ahead)
 
-    def tunnel_paused(self, paused: bool) -> None:
+    def hold(self, paused: bool) -> None:
         """Read no more from the client for now, or do so again."""
         if paused:
             self._pause_reading()
@@ -189,6 +231,9 @@ class ClientConnection(asyncio.Protocol):
         waited_s = now_s - self._since_s
         if self._state is State.LINGERING:
             if waited_s >= LINGER_S:
+                self.abort()
+        elif self._state is State.UPLOAD:
+            if waited_s >= limits.request_s and not self._is_read_paused:
                 self.abort()
         elif self._state is State.BODY or (self._state is State.HEAD and self._buffer):
             if waited_s >= limits.request_s and not self._is_write_paused:
@@ -210,134 +255,223 @@ class ClientConnection(asyncio.Protocol):
     # -- reading requests
 
     def _advance(self) -> None:
-        """Read on until more bytes are needed or a request is under way; answers come back in here, too."""
-        if self._is_advancing:
-            return
+        """Take requests from the buffer until more bytes are needed or one is under way."""
+        while self._buffer and not self._is_advancing and not self._is_write_paused:
+            if self._state is not State.HEAD or self._transport is None or self._transport.is_closing():
+                return
+            buffer = self._buffer
+            if self._scanned == 0:
+                self._since_s = self._gateway.now()
+                if buffer.startswith(b"\r\n"):  # RFC 9112, 2.2: one empty line before a request is forgiven
+                    del buffer[:2]
+            try:
+                length = find_head(buffer, max(0, self._scanned - 3))
+            except ProtocolError as problem:
+                self._refuse_and_close(error(problem.status, problem.message, "bad_request"))
+                return
+            if length < 0:
+                self._scanned = len(buffer)
+                return
+            self._scanned = 0
+            data = bytes(buffer)
+            buffer.clear()
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Take bytes that continue what came so far, the buffer being empty; what is too much goes there.
+
+        An answer may be complete before this returns; ``_is_advancing`` keeps the next request out of here
+        until it does.
+        """
         self._is_advancing = True
         try:
-            while self._transport is not None and not self._transport.is_closing():
-                if self._state is State.HEAD and not self._is_write_paused:
-                    if not self._read_head():
-                        break
-                elif self._state is State.BODY:
-                    if not self._read_body():
-                        break
-                else:
-                    break
+            if self._state is State.HEAD:
+                head = read_request(data)
+                if head is None:
+                    self._buffer += data
+                    self._scanned = len(data)
+                    return
+                self._begin(head)
+                data = data[head.size :]
+            if self._state is State.BODY:
+                self._take_body(data)
+            elif self._state is State.UPLOAD:
+                self._pass_on(data)
         except ProtocolError as problem:
             self._refuse_and_close(error(problem.status, problem.message, "bad_request"))
         finally:
             self._is_advancing = False
-
-    def _read_head(self) -> bool:
-        """Take a head from the buffer, and return whether it was complete."""
-        buffer = self._buffer
-        if not buffer:
-            return False
-        if self._scanned == 0:
-            self._since_s = self._gateway.now()
-            if buffer.startswith(b"\r\n"):  # RFC 9112, 2.2: one empty line before a request is forgiven
-                del buffer[:2]
-        length = find_head(buffer, max(0, self._scanned - 3))
-        if length < 0:
-            self._scanned = len(buffer)
-            return False
-        self._scanned = 0
-        raw = bytes(buffer[:length])
-        del buffer[:length]
-        self._head = None
-        self._begin(parse_request(raw))
-        return True
+        if self._buffer:
+            self._advance()
 
     def _begin(self, head: RequestHead) -> None:
         """Decide what the head allows, before any of the body is taken."""
         gateway = self._gateway
         self._head = head
-        given_id = head.get(b"x-request-id")
-        self._request_id = given_id if _REQUEST_ID.fullmatch(given_id) else gateway.make_request_id()
-        self._verdict = gateway.directory.authorize(head) or gateway.directory.resolve(head)
-        self._body = []
+        self._sequence = number = gateway.next_sequence()
+        given_id = head.request_id
+        if given_id and _REQUEST_ID.fullmatch(given_id):
+            self._request_id = given_id
+        else:
+            self._request_id = gateway.make_request_id(number)
+        key = gateway.directory.authorize(head)
+        if isinstance(key, str):
+            self._key = key
+            self._verdict = gateway.directory.resolve(head)
+        else:
+            self._verdict = key
         self._body_bytes = 0
         self._chunks = Chunks() if head.content_length < 0 else None
-        limit = gateway.limits.max_body_bytes
-        if head.content_length > limit:
-            raise ProtocolError(413, f"the body has {head.content_length} bytes; allowed are {limit}")
-        is_large = head.content_length > SMALL_BODY_BYTES or head.content_length < 0 or head.expects_continue
-        if isinstance(self._verdict, Reply) and self._verdict.status >= 400 and is_large:
-            self._refuse_and_close(self._verdict)
-            return
-        if head.expects_continue and not self._buffer:
-            self.write(CONTINUE)
         self._state = State.BODY
+        if head.content_length > SMALL_BODY_BYTES or head.content_length < 0 or head.expects_continue:
+            self._begin_large(head)
 
-    def _read_body(self) -> bool:
-        """Take the body from the buffer, and return whether it was complete."""
+    def _begin_large(self, head: RequestHead) -> None:
+        """Decide about a body that is not worth reading if nobody wants it."""
+        verdict, limits = self._verdict, self._gateway.limits
+        if isinstance(verdict, Reply) and verdict.status >= 400:
+            self._refuse_and_close(verdict)
+            return
+        self._check_size(head.content_length)
+        if head.expects_continue:
+            self.write(CONTINUE)
+        if isinstance(verdict, Target) and head.content_length > limits.max_body_bytes:
+            self._start_upload(head, verdict)
+
+    def _check_size(self, body_bytes: int) -> None:
+        limits = self._gateway.limits
+        limit = limits.max_upload_bytes if isinstance(self._verdict, Target) else limits.max_body_bytes
+        if body_bytes > limit:
+            raise ProtocolError(413, f"the body has {body_bytes} bytes; allowed are {limit}")
+
+    def _take_body(self, data: bytes) -> None:
+        """Take more of a body that is held whole."""
         head = self._head
         if head is None:
-            return False
+            return
         if self._chunks is not None:
-            self._take_chunks(self._chunks)
-            is_complete = self._chunks.is_done
+            self._take_chunks(head, self._chunks, data)
+            return
+        missing = head.content_length - self._body_bytes
+        if len(data) > missing:
+            self._buffer += data[missing:]
+            data = data[:missing]
+        if len(data) < missing:
+            self._body.append(data)
+            self._body_bytes += len(data)
+        elif self._body:
+            self._body.append(data)
+            body, self._body = b"".join(self._body), []
+            self._route(head, body)
         else:
-            wanted = head.content_length - self._body_bytes
-            if wanted and self._buffer:
-                self._body.append(bytes(self._buffer[:wanted]))
-                self._body_bytes += len(self._body[-1])
-                del self._buffer[:wanted]
-            is_complete = self._body_bytes == head.content_length
-        if is_complete:
-            self._route(head, self._body[0] if len(self._body) == 1 else b"".join(self._body))
-        return is_complete
+            self._route(head, data)
 
-    def _take_chunks(self, chunks: Chunks) -> None:
-        """Take the chunks that are there; the request is sent on with a length instead."""
+    def _take_chunks(self, head: RequestHead, chunks: Chunks, data: bytes) -> None:
+        """Take the chunks that are there; the request is sent on with a length if all of it is held."""
         payload: list[bytes] = []
-        used = chunks.feed(bytes(self._buffer), payload)
-        del self._buffer[:used]
+        used = chunks.feed(data, payload)
+        if used < len(data):
+            self._buffer += data[used:]
         self._body += payload
-        self._body_bytes += sum(len(part) for part in payload)
-        limit = self._gateway.limits.max_body_bytes
-        if self._body_bytes > limit:
-            raise ProtocolError(413, f"the body has more than {limit} bytes")
+        self._body_bytes += sum([len(part) for part in payload])
+        self._check_size(self._body_bytes)
+        if chunks.is_done:
+            body, self._body = b"".join(self._body), []
+            self._route(head, body)
+        elif self._body_bytes > self._gateway.limits.max_body_bytes and isinstance(self._verdict, Target):
+            self._start_upload(head, self._verdict)
+
+    # -- bodies that are passed through
+
+    def _start_upload(self, head: RequestHead, target: Target) -> None:
+        self._state = State.UPLOAD
+        held, self._body = b"".join(self._body), []
+        exchange = self._admit(head, b"", target, NO_PEEK, head.content_length)
+        if exchange is not None:
+            exchange.start()
+        if held and self._exchange is not None:
+            self._exchange.body_data(held, False)
+
+    def _pass_on(self, data: bytes) -> None:
+        """Hand on what the client sent of the body; what follows it is the next request."""
+        head, exchange = self._head, self._exchange
+        if head is None or exchange is None or not data:
+            return
+        if self._chunks is not None:
+            payload: list[bytes] = []
+            used = self._chunks.feed(data, payload)
+            rest, data, is_last = data[used:], b"".join(payload), self._chunks.is_done
+        else:
+            missing = head.content_length - self._body_bytes
+            rest, data, is_last = data[missing:], data[:missing], len(data) >= missing
+        self._buffer += rest
+        self._body_bytes += len(data)
+        if self._chunks is not None and self._body_bytes > self._gateway.limits.max_upload_bytes:
+            exchange.client_gone()  # its length was not known before, and an answer may be under way
+            self.abort()
+            return
+        if is_last:
+            self._state = State.BUSY
+        exchange.body_data(data, is_last)
 
     # -- routing
 
     def _route(self, head: RequestHead, body: bytes) -> None:
         """Admit the complete request, or answer it."""
-        self._body = []
-        verdict, peek = self._verdict, Peek()
+        verdict, found = self._verdict, NO_PEEK
         if isinstance(verdict, ByModel):
-            verdict, peek = self._gateway.directory.by_model(verdict, body)
+            verdict, found = self._gateway.directory.by_model(verdict, body)
         if isinstance(verdict, Target):
-            self._admit(head, body, verdict, peek)
+            self._state = State.BUSY
+            exchange = self._admit(head, body, verdict, found, len(body))
+            if exchange is not None:
+                exchange.start()
         elif isinstance(verdict, Reply):
             self._answer(head, verdict)
 
-    def _admit(self, head: RequestHead, body: bytes, target: Target, peek: Peek) -> None:
+    def _admit(
+        self, head: RequestHead, body: bytes, target: Target, found: Peek, body_bytes: int
+    ) -> Exchange | None:
+        """Ask the policies; answer here what they refuse."""
         gateway = self._gateway
+        now_s = gateway.now()
+        request = Request(
+            target.service,
+            found.model,
+            self._key,
+            found.stream,
+            found.max_tokens,
+            found.user,
+            body_bytes,
+            head,
+            body,
+            now_s,
+            target.path,
+            self._request_id,
+            gateway.directory.wants_tokens,
+            self._state is State.UPLOAD,
+        )
+        decision = gateway.policies.admission.admit(request, now_s)
         service = gateway.find(target.service)
+        if decision is not ADMIT:
+            if decision.refusal is not None:
+                self._answer(head, decision.refusal)
+                return None
+            if decision.service:
+                service = gateway.find(decision.service)
         if service is None:  # it went while the body came
             self._answer(head, error(404, f"no service {target.service!r}", "not_found"))
-            return
-        request = Request(
-            head=head,
-            path=target.path,
-            body=body,
-            model=peek.model or "",
-            stream=bool(peek.stream),
-            request_id=self._request_id,
-            hides_token=gateway.directory.wants_tokens,
-        )
-        self._state = State.BUSY
-        self._exchange = Exchange(gateway, self, service, request, gateway.next_sequence())
-        self._exchange.start()
+            return None
+        self._exchange = Exchange(gateway, self, service, request, self._sequence, decision)
+        return self._exchange
 
     def _answer(self, head: RequestHead, reply: Reply) -> None:
         """Answer for the router itself."""
-        keep_alive = head.keep_alive and not self._gateway.is_closing
+        keep_alive = head.keep_alive and not self._gateway.is_closing and self._state is not State.UPLOAD
         self.write(reply.encode(keep_alive, self._request_id, head.method != b"HEAD"))
         self._gateway.refused(head, self._request_id, reply)
-        self._state = State.BUSY
+        if self._state is not State.UPLOAD:
+            self._state = State.BUSY
         self.exchange_finished(keep_alive)
 
     def _refuse_and_close(self, reply: Reply) -> None:
@@ -347,7 +481,14 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         self.write(reply.encode(False, self._request_id, head is None or head.method != b"HEAD"))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Read the rest into nothing for a moment before closing."""
+        if self._transport is None or self._transport.is_closing():
+            return
         self._state = State.LINGERING
+        self._resume_reading()
         self._since_s = self._gateway.now()
         self._buffer.clear()
         self._body = []

@@ -23,41 +23,17 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
-
 from tidecell.traffic.access_log import AccessLog, Line
 from tidecell.traffic.fleet import Replica, Service
-from tidecell.traffic.http1 import RequestHead, ResponseHead
+from tidecell.traffic.http1 import ResponseHead
+from tidecell.traffic.policy import ADMIT, Decision, End, Policies
 from tidecell.traffic.relay import Relay
-from tidecell.traffic.replies import Reply, encode_head, error
+from tidecell.traffic.replies import Reply, error
+from tidecell.traffic.request import Limits, Request
+from tidecell.traffic.upload import Upload
 from tidecell.traffic.upstream import Framing, UpstreamConnection
 
 MAX_LOST = 3
-# Replaced, or of no meaning behind the router.
-_NOT_FORWARDED = frozenset({b"content-length", b"transfer-encoding", b"expect", b"trailer", b"x-request-id"})
-_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """How long each phase may take, in seconds, and how large a body may be.
-
-    Attributes:
-        max_body_bytes: Of a request.
-        connect_s: To connect to a replica.
-        first_byte_s: From the request to the first byte of the answer.
-        idle_s: Without a byte of progress, once the answer has begun.
-        request_s: For a client to send a head or the next part of a body.
-        keep_alive_s: Between a client's requests.
-        shutdown_s: For requests in flight when the router is told to stop.
-    """
-
-    max_body_bytes: int = 8 * 1024 * 1024
-    connect_s: float = 5.0
-    first_byte_s: float = 600.0
-    idle_s: float = 300.0
-    request_s: float = 30.0
-    keep_alive_s: float = 75.0
-    shutdown_s: float = 30.0
 
 
 class Client(Protocol):
@@ -75,7 +51,7 @@ class Client(Protocol):
     def tunnel_started(self) -> None:
         """From now on bytes pass both ways as they are."""
 
-    def tunnel_paused(self, paused: bool) -> None:
+    def hold(self, paused: bool) -> None:
         """Read no more from the client for now, or do so again."""
 
 
@@ -86,6 +62,7 @@ class Context(Protocol):
     limits: Limits
     now: Callable[[], float]  # finer than the loop's clock, which stands still within one of its turns
     log: AccessLog
+    policies: Policies
     is_closing: bool
 
     def started(self, exchange: Exchange) -> None:
@@ -95,78 +72,89 @@ class Context(Protocol):
         """Watch it no longer."""
 
 
-class Request(msgspec.Struct, frozen=True):
-    """What was asked, as far as it matters after routing.
-
-    Attributes:
-        path: Target for the replica.
-        hides_token: The Authorization field was for the router; a replica has no use for it.
-    """
-
-    head: RequestHead
-    path: bytes
-    body: bytes
-    model: str
-    stream: bool
-    request_id: bytes
-    hides_token: bool
-
-    def encode(self) -> bytes:
-        """Return the request as a replica gets it: framed anew, by length."""
-        head = self.head
-        hidden = _NOT_FORWARDED | {b"authorization"} if self.hides_token else _NOT_FORWARDED
-        fields = [field for field in head.fields if field[0] not in hidden]
-        fields.append((b"x-request-id", self.request_id))
-        if self.body or head.method in _WITH_BODY:
-            fields.append((b"content-length", b"%d" % len(self.body)))
-        if head.upgrade:
-            fields += [(b"connection", b"Upgrade"), (b"upgrade", head.upgrade)]
-        return encode_head(b"%b %b HTTP/1.1" % (head.method, self.path), fields) + self.body
-
-
 class Exchange:
     """See the module. All methods are called on the loop's thread; none of them awaits but ``_open``."""
 
+    __slots__ = (
+        "_admitted_s",
+        "_attempt_s",
+        "_client",
+        "_connect",
+        "_context",
+        "_decision",
+        "_fresh_only",
+        "_is_paused",
+        "_is_tunnel",
+        "_num_attempts",
+        "_num_lost",
+        "_progress_bytes",
+        "_progress_s",
+        "_queue_s",
+        "_queued_at_s",
+        "_relay",
+        "_replica",
+        "_request",
+        "_service",
+        "_status",
+        "_tried",
+        "_ttft_s",
+        "_upload",
+        "_upstream",
+        "is_done",
+        "is_queued",
+        "method",
+        "rank",
+        "sequence",
+        "wants_payload",
+    )
+
     def __init__(
-        self, context: Context, client: Client, service: Service, request: Request, sequence: int
+        self,
+        context: Context,
+        client: Client,
+        service: Service,
+        request: Request,
+        sequence: int,
+        decision: Decision = ADMIT,
     ) -> None:
         self._context = context
         self._client = client
         self._service = service
         self._request = request
-        self._wire = request.encode()
+        self._decision = decision
+        self.rank = decision.rank
         self.sequence = sequence
         self.method = request.head.method
         self.wants_payload = request.head.is_http10
         self.is_queued = False
         self.is_done = False
         self._replica: Replica | None = None
-        self._endpoint_id = ""
         self._upstream: UpstreamConnection | None = None
         self._connect: asyncio.Task[None] | None = None
         self._relay: Relay | None = None
-        self._tried: list[Replica] = []
+        self._tried: tuple[Replica, ...] = ()
         self._num_attempts = 0
         self._num_lost = 0
         self._fresh_only = False
         self._is_paused = False
         self._is_tunnel = False
         self._status = 499
-        self._admitted_s = context.now()
+        self._admitted_s = self._attempt_s = self._progress_s = request.arrived_s
         self._queued_at_s = 0.0
         self._queue_s = 0.0
-        self._progress_s = self._admitted_s
         self._progress_bytes = 0
-        self._ttft_s: float | None = None
+        self._ttft_s = 0.0
+        self._upload: Upload | None = None
 
     # -- finding a replica
 
     def start(self) -> None:
         """Admit the request."""
-        self._service.meter.admitted(self._admitted_s)
-        self._service.budget.deposit()
+        service = self._service
+        service.meter.admitted(self._admitted_s)
+        service.budget.deposit()
         self._context.started(self)
-        self.dispatch()
+        self._go(self._admitted_s)
 
     def dispatch(self) -> None:
         """Go to a replica, or wait for one."""
@@ -174,15 +162,23 @@ class Exchange:
         if self._queued_at_s:
             self._queue_s += now_s - self._queued_at_s
             self._queued_at_s = 0.0
-        replica = self._service.pick(now_s, self._tried)
+        self._go(now_s)
+
+    def _go(self, now_s: float) -> None:
+        if now_s >= self._decision.deadline_s:
+            self._refuse(error(504, "the request's deadline passed before a replica took it", "late"))
+            return
+        service = self._service
+        replica = service.pick(self._request, now_s, self._tried)
         if replica is None:
             self._wait(now_s)
             return
         self._replica = replica
-        self._endpoint_id = replica.id
+        self._attempt_s = now_s
         self._num_attempts += 1
         replica.load.in_flight += 1
         replica.requests += 1
+        service.balancer.on_start(replica.load, self._request, now_s)
         connection = None if self._fresh_only else _pooled(replica)
         if connection is not None:
             self._send(connection)
@@ -232,9 +228,10 @@ class Exchange:
         replica.failures += 1
         if not replica.health.is_unreachable(now_s):  # one of many that failed together counts, not each
             pause_s = replica.health.refused(now_s)
+            self._service.note_trouble(replica)
             self._context.loop.call_later(pause_s, self._try_one, replica)
         if not self.is_done:
-            self._leave_replica()
+            self._leave_replica("retried")
             self.dispatch()
 
     def _try_one(self, replica: Replica) -> None:
@@ -245,34 +242,55 @@ class Exchange:
     def _send(self, connection: UpstreamConnection) -> None:
         self._upstream = connection
         self._progress_s = self._context.now()
-        connection.send(self, self._wire)
+        connection.send(self, self._request.wire_head(), self._request.body)
         if self._is_paused:
             connection.pause()
+        if self._upload is not None:
+            connection.is_single_use = True
+            connection.write(self._upload.begin())
+            self._client.hold(False)
+
+    # -- a body that is passed through
+
+    def body_data(self, data: bytes, is_last: bool) -> None:
+        """Pass on part of a body that is not held whole; before a replica is connected it waits here."""
+        upload = self._upload
+        if upload is None:
+            upload = self._upload = Upload(self._request.body_bytes < 0)
+        self._progress_s = self._context.now()
+        framed = upload.take(data, is_last)
+        if self._upstream is None:
+            self._client.hold(True)
+        elif framed:
+            self._upstream.write(framed)
 
     # -- the answer
 
     def response_informational(self, head: ResponseHead) -> None:
         """Pass a 1xx on to clients that know them."""
         if not self._request.head.is_http10:
-            self._client.write(encode_head(head.status_line, head.fields))
+            self._client.write(b"%b\r\n%b\r\n" % (head.status_line, head.forward))
 
     def response_start(self, head: ResponseHead, framing: Framing, data: bytes, is_done: bool) -> None:
         """Pass the head on, unless the replica is to be replaced."""
         now_s = self._context.now()
+        request, status = self._request, head.status
         if is_done:
             self._upstream = None
-        if head.status == 503 and self._may_go_elsewhere(now_s):
+        if status == 503 and self._may_go_elsewhere(now_s):
             self._lost(now_s)
             return
-        self._note_answer(head.status, now_s)
-        self._status = head.status
+        self._note_answer(status, now_s)
+        self._status = status
         self._ttft_s = self._progress_s = now_s
-        self._is_tunnel = framing is Framing.TUNNEL
-        keep_alive = self._request.head.keep_alive and not self._context.is_closing
-        relay = Relay(self._request.head, head, framing, self._request.request_id, keep_alive)
+        keep_alive = request.head.keep_alive and not self._context.is_closing
+        if self._upload is not None and not self._upload.is_done:
+            keep_alive = False  # the rest of the body is of no use to anybody
+        relay = Relay(request.head, head, framing, request.request_id, keep_alive)
         self._relay = relay
         self._client.write(relay.head + relay.body(data, is_done))
-        if self._is_tunnel:
+        if framing is Framing.TUNNEL:
+            self._is_tunnel = True
             self._client.tunnel_started()
         if is_done:
             self._complete(relay)
@@ -281,6 +299,12 @@ class Exchange:
         """Pass part of the body on."""
         relay = self._relay
         if relay is None:
+            return
+        if relay.is_plain and not is_done:  # what most tokens are
+            relay.frames += 1
+            relay.body_bytes += len(data)
+            relay.tail.append(data)
+            self._client.write(data)
             return
         data = relay.body(data, is_done)
         if data:
@@ -298,7 +322,7 @@ class Exchange:
             self._break("stream_broken")
         elif is_stale:
             self._fresh_only = True
-            self._leave_replica()
+            self._leave_replica("retried")
             self.dispatch()
         elif self._may_retry():
             self._lost(now_s)
@@ -308,15 +332,17 @@ class Exchange:
             self._refuse(error(502, message, "upstream_lost"))
 
     def upstream_write_paused(self, paused: bool) -> None:
-        """Hold back a tunnel's client while the replica is slower than it."""
-        if self._is_tunnel:
-            self._client.tunnel_paused(paused)
+        """Hold back the client while the replica is slower than it."""
+        if self._is_tunnel or self._upload is not None:
+            self._client.hold(paused)
 
     def _note_answer(self, status: int, now_s: float) -> None:
         replica = self._replica
         if replica is None:
             return
-        replica.load.observe_latency((now_s - self._progress_s) * 1000.0)
+        ttft_ms = (now_s - self._progress_s) * 1000.0
+        replica.load.observe_latency(ttft_ms)
+        self._service.balancer.on_first_byte(replica.load, self._request, ttft_ms, now_s)
         if status >= 500:
             self._note_failure(now_s)
         else:
@@ -326,28 +352,29 @@ class Exchange:
         if self._replica is not None:
             self._replica.failures += 1
             peers = [replica.health for replica in self._service.replicas.values()]
-            self._replica.health.failed(now_s, peers)
+            if self._replica.health.failed(now_s, peers):
+                self._service.note_trouble(self._replica)
 
     def _may_retry(self) -> bool:
+        if self._upload is not None or self._request.streams_body:
+            return False  # what was passed through cannot be sent again
         return self._num_lost < MAX_LOST and self._service.budget.allow(self._num_lost)
 
     def _may_go_elsewhere(self, now_s: float) -> bool:
-        """Return whether a 503 is worth another replica: one that is ready and was not tried."""
-        tried = [*self._tried, self._replica]
-        other = self._service.pick(now_s, [replica for replica in tried if replica is not None])
-        return other is not None and other not in tried and self._may_retry()
+        tried = (*self._tried, self._replica)
+        return self._service.has_other(tried, now_s) and self._may_retry()
 
     def _lost(self, now_s: float) -> None:
-        """Give up on this replica and go to another."""
-        self._num_lost += 1
+        """Give up on this replica and try another."""
         self._note_failure(now_s)
+        self._num_lost += 1
         if self._replica is not None:
-            self._tried.append(self._replica)
+            self._tried += (self._replica,)
         self._abandon_upstream()
-        self._leave_replica()
+        self._leave_replica("retried")
         self.dispatch()
 
-    # -- the client's side
+    # -- what the client does
 
     def client_data(self, data: bytes) -> None:
         """Take bytes of a tunnel."""
@@ -384,17 +411,30 @@ class Exchange:
         """Hold it to the time of its phase; called a few times a second."""
         limits = self._context.limits
         if self.is_queued:
-            timeout_s = self._service.route.queue_timeout_s
-            if self._queue_s + now_s - self._queued_at_s >= timeout_s:
-                message = f"no replica of {self._service.name!r} was ready within {timeout_s:g} s"
-                self._refuse(error(504, message, "queue_timeout", retry_after_s=5))
-        elif self._relay is None:
-            if self._upstream is not None and now_s - self._progress_s >= limits.first_byte_s:
-                self._note_failure(now_s)
-                message = f"the replica did not answer within {limits.first_byte_s:g} s"
-                self._refuse(error(504, message, "timeout"))
-        elif not self._is_tunnel:
+            self._check_queued(now_s)
+        elif self._is_tunnel:
+            pass
+        elif now_s - self._admitted_s >= limits.total_s:
+            self._time_out(f"the request was not answered in full within {limits.total_s:g} s")
+        elif self._relay is not None:
             self._check_progress(self._relay, now_s)
+        elif self._upstream is not None and now_s - self._progress_s >= limits.first_byte_s:
+            self._note_failure(now_s)
+            self._time_out(f"the replica did not answer within {limits.first_byte_s:g} s")
+
+    def _check_queued(self, now_s: float) -> None:
+        timeout_s = self._service.route.queue_timeout_s
+        if now_s >= self._decision.deadline_s:
+            self._refuse(error(504, "the request's deadline passed while it waited", "late"))
+        elif self._queue_s + now_s - self._queued_at_s >= timeout_s:
+            message = f"no replica of {self._service.name!r} was ready within {timeout_s:g} s"
+            self._refuse(error(504, message, "queue_timeout", retry_after_s=5))
+
+    def _time_out(self, message: str) -> None:
+        if self._relay is None:
+            self._refuse(error(504, message, "timeout"))
+        else:
+            self._break("timeout")
 
     def shut_down(self) -> None:
         """End now: the router's time is over."""
@@ -418,9 +458,10 @@ class Exchange:
 
     def _refuse(self, reply: Reply) -> None:
         """Answer for the replica that never did."""
-        keep_alive = self._request.head.keep_alive and not self._context.is_closing
+        request = self._request
+        keep_alive = request.head.keep_alive and not self._context.is_closing and not request.streams_body
         self._status = reply.status
-        self._client.write(reply.encode(keep_alive, self._request.request_id, self.method != b"HEAD"))
+        self._client.write(reply.encode(keep_alive, request.request_id, self.method != b"HEAD"))
         self._end(reply.outcome)
         self._client.exchange_finished(keep_alive)
 
@@ -434,63 +475,80 @@ class Exchange:
         if self.is_done:
             return
         self.is_done = True
-        self._service.leave_queue(self)
-        self._abandon_upstream()
-        self._leave_replica()  # a connect task under way ends by itself and finds is_done
+        if self.is_queued:
+            self._service.leave_queue(self)
+        if self._upstream is not None:
+            self._abandon_upstream()
         self._context.ended(self)
-        self._record(outcome)
+        now_s = self._context.now()
+        endpoint = self._replica.id if self._replica is not None else ""
+        end = self._how_it_ended(outcome, now_s)
+        if self._replica is not None:  # a connect task under way ends by itself and finds is_done
+            self._service.balancer.on_end(self._replica.load, self._request, end, now_s)
+            self._service.release(self._replica)
+            self._replica = None
+        self._context.policies.admission.settle(self._request, end, now_s)
+        self._record(end, endpoint, now_s)
+
+    def _how_it_ended(self, outcome: str, now_s: float) -> End:
+        relay = self._relay
+        tokens_in, tokens_out = relay.usage() if relay is not None else (None, None)
+        ttft_ms = int((self._ttft_s - self._admitted_s) * 1e6) / 1000 if self._ttft_s else None
+        frames = relay.frames if relay is not None else 0
+        duration_ms = int((now_s - self._admitted_s) * 1e6) / 1000
+        return End(outcome, self._status, tokens_in, tokens_out, frames, ttft_ms, duration_ms)
 
     def _abandon_upstream(self) -> None:
         if self._upstream is not None:
             self._upstream.abandon()
             self._upstream = None
 
-    def _leave_replica(self) -> None:
-        if self._replica is not None:
-            self._service.release(self._replica)
-            self._replica = None
-
-    def _record(self, outcome: str) -> None:
+    def _leave_replica(self, outcome: str) -> None:
+        replica = self._replica
+        if replica is None:
+            return
         now_s = self._context.now()
+        duration_ms = (now_s - self._attempt_s) * 1000.0
+        end = End(outcome, self._status, None, None, 0, None, duration_ms)
+        self._service.balancer.on_end(replica.load, self._request, end, now_s)
+        self._service.release(replica)
+        self._replica = None
+
+    def _record(self, end: End, endpoint: str, now_s: float) -> None:
+        request, relay, service = self._request, self._relay, self._service
         if self._queued_at_s:
             self._queue_s += now_s - self._queued_at_s
-        duration_ms = (now_s - self._admitted_s) * 1000.0
-        ttft_ms = None if self._ttft_s is None else (self._ttft_s - self._admitted_s) * 1000.0
-        tokens_in, tokens_out = self._relay.usage() if self._relay is not None else (None, None)
-        meter, request = self._service.meter, self._request
         retries = max(0, self._num_attempts - 1)
-        meter.finished(outcome, now_s, ttft_ms, duration_ms)
-        meter.retries_total += retries
-        meter.tokens_in_total += tokens_in or 0
-        meter.tokens_out_total += tokens_out or 0
+        service.meter.finished(end, retries, now_s)
         self._context.log.write(
             Line(
-                time=round(time.time(), 6),
-                id=request.request_id.decode("ascii"),
-                service=self._service.name,
-                model=request.model,
-                endpoint=self._endpoint_id,
-                method=request.head.method.decode("ascii"),
-                path=request.head.target.partition(b"?")[0].decode("ascii"),
-                status=self._status,
-                stream=request.stream,
-                ttft_ms=None if ttft_ms is None else round(ttft_ms, 3),
-                duration_ms=round(duration_ms, 3),
-                queue_ms=round(self._queue_s * 1000.0, 3),
-                bytes_in=len(request.body),
-                bytes_out=self._relay.body_bytes if self._relay is not None else 0,
-                tokens_in=tokens_in,
-                tokens_out=tokens_out,
-                retries=retries,
-                outcome=outcome,
+                int(time.time() * 1e6) / 1e6,
+                request.request_id.decode("ascii"),
+                service.name,
+                request.model,
+                endpoint,
+                request.head.method.decode("ascii"),
+                request.head.target.partition(b"?")[0].decode("ascii"),
+                end.status,
+                request.stream,
+                end.ttft_ms,
+                end.duration_ms,
+                int(self._queue_s * 1e6) / 1000,
+                max(0, request.body_bytes) if self._upload is None else self._upload.body_bytes,
+                relay.body_bytes if relay is not None else 0,
+                end.tokens_in,
+                end.tokens_out,
+                retries,
+                end.outcome,
             )
         )
 
 
 def _pooled(replica: Replica) -> UpstreamConnection | None:
     """Return the connection that was used last: the one least likely to have been closed as idle."""
-    while replica.idle:
-        connection = replica.idle.pop()
+    idle = replica.idle
+    while idle:
+        connection = idle.pop()
         if isinstance(connection, UpstreamConnection) and connection.is_open:
             return connection
     return None

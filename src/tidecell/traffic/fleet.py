@@ -10,9 +10,10 @@ import heapq
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from tidecell.traffic.balance import Load, Rng, least_outstanding, power_of_two
+from tidecell.traffic.balance import Load, Rng, least_outstanding
 from tidecell.traffic.health import Health, RetryBudget
 from tidecell.traffic.meters import ServiceMeter
+from tidecell.traffic.policy import Balancer, Facts, Policies, PowerOfTwo
 from tidecell.traffic.stats import EndpointStats, ServiceStats
 from tidecell.traffic.table import Endpoint, Route, Table
 
@@ -31,6 +32,7 @@ class Connection(Protocol):
 class Waiter(Protocol):
     """A request that waits for a replica."""
 
+    rank: int
     sequence: int
     is_queued: bool
 
@@ -51,7 +53,7 @@ class Replica:
         self.host = endpoint.host
         self.port = endpoint.port
         self.state: str = endpoint.state
-        self.load = Load(ready_since_s=now_s)
+        self.load = Load(ready_since_s=now_s, id=endpoint.id)
         self.health = Health()
         self.requests = 0
         self.failures = 0
@@ -106,6 +108,7 @@ class Service:
 
     def __init__(self, name: str, rng: Rng) -> None:
         self.name = name
+        self.balancer: Balancer = PowerOfTwo(rng)
         self.route = Route(name)
         self.is_removed = False
         self.replicas: dict[str, Replica] = {}
@@ -114,9 +117,11 @@ class Service:
         self.budget = RetryBudget()
         self.num_queued = 0
         self._ready: list[Replica] = []
+        self._ready_loads: list[Load] = []  # of the same replicas, in the same order
+        self._trouble_until_s = 0.0  # until then a replica may be ejected or unreachable
         self._queue: list[
-            tuple[int, Waiter]
-        ] = []  # a heap: whoever came first is first, also when it comes back
+            tuple[int, int, Waiter]
+        ] = []  # a heap: by rank, then whoever came first is first, also when it comes back
         self._rng = rng
 
     def apply(self, route: Route, now_s: float) -> None:
@@ -137,6 +142,7 @@ class Service:
             self._retire(replica, now_s)
         self.replicas = kept
         self._ready = [replica for replica in kept.values() if replica.state == "ready"]
+        self._ready_loads = [replica.load for replica in self._ready]
 
     def remove(self, now_s: float) -> None:
         """Leave the table: in-flight requests finish, waiting ones end."""
@@ -145,18 +151,40 @@ class Service:
         while (waiter := self._pop()) is not None:
             waiter.service_removed()
 
-    def pick(self, now_s: float, tried: Collection[Replica] = ()) -> Replica | None:
+    def pick(self, facts: Facts, now_s: float, tried: tuple[Replica, ...] = ()) -> Replica | None:
         """Return the replica for a request, or None if there is none it could go to now.
 
         Replicas in ``tried`` failed this request before; they come last, as do those ejected.
         """
-        reachable = [r for r in self._ready if now_s >= r.health.unreachable_until_s]
-        good = [r for r in reachable if now_s >= r.health.ejected_until_s and r not in tried]
-        candidates = good or [r for r in reachable if r not in tried] or reachable
+        ready = self._ready
+        if not tried and now_s >= self._trouble_until_s:  # nearly always
+            return ready[self.balancer.pick(self._ready_loads, facts, now_s)] if ready else None
+        candidates = self._candidates(now_s, tried)
         if not candidates:
             return None
-        choose = least_outstanding if tried else power_of_two
-        return candidates[choose([r.load for r in candidates], self._rng, now_s)]
+        loads = [replica.load for replica in candidates]
+        if tried:
+            return candidates[least_outstanding(loads, self._rng, now_s)]
+        return candidates[self.balancer.pick(loads, facts, now_s)]
+
+    def is_reachable(self, now_s: float) -> bool:
+        """Return whether a request could go anywhere now."""
+        return bool(self._candidates(now_s, ()))
+
+    def has_other(self, tried: Collection[Replica | None], now_s: float) -> bool:
+        """Return whether there is a replica to try that is not in ``tried``."""
+        return any(now_s >= r.health.unreachable_until_s and r not in tried for r in self._ready)
+
+    def note_trouble(self, replica: Replica) -> None:
+        """Note that a replica was ejected or refused a connection."""
+        health = replica.health
+        until_s = max(health.ejected_until_s, health.unreachable_until_s)
+        self._trouble_until_s = max(self._trouble_until_s, until_s)
+
+    def _candidates(self, now_s: float, tried: Collection[Replica]) -> list[Replica]:
+        reachable = [r for r in self._ready if now_s >= r.health.unreachable_until_s]
+        good = [r for r in reachable if now_s >= r.health.ejected_until_s and r not in tried]
+        return good or [r for r in reachable if r not in tried] or reachable
 
     def enqueue(self, waiter: Waiter) -> bool:
         """Let a request wait; False if the queue is full."""
@@ -164,7 +192,7 @@ class Service:
             return False
         waiter.is_queued = True
         self.num_queued += 1
-        heapq.heappush(self._queue, (waiter.sequence, waiter))
+        heapq.heappush(self._queue, (waiter.rank, waiter.sequence, waiter))
         return True
 
     def leave_queue(self, waiter: Waiter) -> None:
@@ -176,7 +204,7 @@ class Service:
     def flush(self, now_s: float, most: int = 1 << 30) -> None:
         """Send waiting requests, first come first, while there is a replica for them."""
         for _ in range(min(most, self.num_queued)):
-            if self.pick(now_s) is None:
+            if not self.is_reachable(now_s):
                 return
             waiter = self._pop()
             if waiter is None:
@@ -241,7 +269,7 @@ class Service:
 
     def _pop(self) -> Waiter | None:
         while self._queue:
-            _, waiter = heapq.heappop(self._queue)
+            *_, waiter = heapq.heappop(self._queue)
             if waiter.is_queued:
                 waiter.is_queued = False
                 self.num_queued -= 1
@@ -262,8 +290,8 @@ class Fleet:
         self._rng = rng
         self._clock = clock
 
-    def apply(self, table: Table) -> None:
-        """Take over a table; requests that waited for what it brings are on their way when this returns."""
+    def apply(self, table: Table, policies: Policies) -> None:
+        """Take over a table and its policies; requests that waited for what it brings are on their way when this returns."""
         now_s = self._clock()
         named = {route.service for route in table.routes}
         for service in list(self.services.values()):
@@ -271,6 +299,7 @@ class Fleet:
                 service.remove(now_s)
         for route in table.routes:
             service = self.services.setdefault(route.service, Service(route.service, self._rng))
+            service.balancer = policies.balancers[route.service]
             service.apply(route, now_s)
             service.flush(now_s)
         self.prune()

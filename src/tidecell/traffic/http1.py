@@ -11,8 +11,19 @@ Sources: RFC 9112; the smuggling corpus of the tests names the attack that each 
 
 from __future__ import annotations
 
+import os
 import re
-from typing import NamedTuple
+from types import ModuleType
+
+import msgspec
+
+scanner: ModuleType | None
+try:  # a small C module: the same rules, faster; TIDECELL_PURE=1 leaves it out
+    from tidecell.traffic import _http1 as scanner
+except ImportError:
+    scanner = None
+if os.environ.get("TIDECELL_PURE"):
+    scanner = None
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_TARGET_BYTES = 16 * 1024
@@ -38,6 +49,10 @@ HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade", b"proxy-authenticate"}
     | {b"proxy-authorization"}
 )
+# Replaced by the router, or read by it and passed on apart.
+_OF_THE_ROUTER = frozenset(
+    {b"content-length", b"transfer-encoding", b"expect", b"trailer", b"x-request-id", b"authorization"}
+)
 # A client that names these in Connection must not make the router drop them.
 _NEVER_DROPPED = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type", b"x-request-id"}
@@ -55,53 +70,92 @@ class ProtocolError(Exception):
         self.message = message
 
 
-class RequestHead(NamedTuple):
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
     """A request up to its body.
 
     Attributes:
         target: Path and query, always starting with ``/`` (or ``*``).
-        fields: Names in lower case, values without surrounding space, in order; hop-by-hop ones are left out.
         host: Value of Host, empty if HTTP/1.0 came without.
         content_length: Bytes of the body, 0 without one, -1 when it is chunked.
         keep_alive: Whether the client takes another response on this connection.
         expects_continue: Whether it waits for 100 before it sends the body.
         upgrade: Protocol it asks to switch to, empty: none.
         is_http10: Whether it cannot take chunks.
+        authorization: Value of Authorization, empty if it is missing.
+        request_id: Value of X-Request-Id, likewise.
+        forward: The field lines for the replica, names in lower case, in order: all but hop-by-hop ones,
+            those that frame the body and the two above.
+        size: Bytes of the head.
     """
 
     method: bytes
     target: bytes
-    fields: list[Field]
     host: bytes
     content_length: int
     keep_alive: bool
     expects_continue: bool
     upgrade: bytes
     is_http10: bool
+    authorization: bytes
+    request_id: bytes
+    forward: bytes
+    size: int
+
+    @property
+    def fields(self) -> list[Field]:
+        """The fields of ``forward``."""
+        return split_fields(self.forward)
 
     def get(self, name: bytes) -> bytes:
-        """Return the first value of a field, empty if it is missing."""
-        for key, value in self.fields:
-            if key == name:
-                return value
-        return b""
+        """Return the first value of a field of ``forward`` (name in lower case), empty if it is missing."""
+        if self.forward.startswith(name + b": "):
+            begin = len(name) + 2
+        else:
+            at = self.forward.find(b"\r\n" + name + b": ")
+            if at < 0:
+                return b""
+            begin = at + len(name) + 4
+        return self.forward[begin : self.forward.index(b"\r\n", begin)]
 
 
-class ResponseHead(NamedTuple):
+class ResponseHead(msgspec.Struct, frozen=True, gc=False):
     """A response up to its body.
 
     Attributes:
-        status_line: Without the line end, as the replica sent it.
-        fields: As in ``RequestHead``; those that frame the body are among them.
+        status_line: Without the line end, as HTTP/1.1.
         content_length: Bytes of the body; -1: chunked, -2: until the connection closes.
         keep_alive: Whether the replica takes another request on this connection.
+        has_request_id: Whether X-Request-Id is among its fields.
+        forward: The field lines for the client, names in lower case; those that frame the body are among them.
+        size: Bytes of the head.
     """
 
     status: int
     status_line: bytes
-    fields: list[Field]
     content_length: int
     keep_alive: bool
+    has_request_id: bool
+    forward: bytes
+    size: int
+
+    @property
+    def fields(self) -> list[Field]:
+        """The fields of ``forward``."""
+        return split_fields(self.forward)
+
+
+def split_fields(lines: bytes) -> list[Field]:
+    """Return names and values of field lines as ``forward`` holds them."""
+    fields = []
+    for line in lines.split(b"\r\n")[:-1]:
+        name, _, value = line.partition(b": ")
+        fields.append((name, value))
+    return fields
+
+
+def join_fields(fields: list[Field]) -> bytes:
+    """Return field lines as ``forward`` holds them."""
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
 def find_head(buffer: bytearray | bytes, start: int = 0) -> int:
@@ -147,16 +201,20 @@ def parse_request(head: bytes) -> RequestHead:
     singles, connection = _collect(raw_fields)
     host, target = _host_and_target(method, target, singles.get(b"host"), is_http10)
     tokens = _connection_tokens(connection)
+    ids = [value for name, value in raw_fields if name == b"x-request-id"]
     return RequestHead(
         method=method,
         target=target,
-        fields=_forwardable(raw_fields, tokens),
         host=host,
         content_length=_request_length(singles, is_http10),
         keep_alive=(b"keep-alive" in tokens) if is_http10 else (b"close" not in tokens),
         expects_continue=_expects_continue(singles.get(b"expect"), is_http10),
         upgrade=singles.get(b"upgrade", b"").lower() if b"upgrade" in tokens else b"",
         is_http10=is_http10,
+        authorization=singles.get(b"authorization", b""),
+        request_id=ids[0] if ids else b"",
+        forward=join_fields(_forwardable(raw_fields, _dropped(tokens) | _OF_THE_ROUTER)),
+        size=len(head),
     )
 
 
@@ -177,13 +235,42 @@ def parse_response(head: bytes, method: bytes) -> ResponseHead:
     tokens = _connection_tokens(connection)
     length = _response_length(singles, status, method)
     keep_alive = (b"keep-alive" in tokens) if is_http10 else (b"close" not in tokens)
+    fields = _forwardable(raw_fields, _dropped(tokens))
     return ResponseHead(
         status=status,
         status_line=b"HTTP/1.1 " + head[9:line_end],
-        fields=_forwardable(raw_fields, tokens),
         content_length=length,
         keep_alive=keep_alive and length != -2 and status != 101,
+        has_request_id=any(name == b"x-request-id" for name, _ in fields),
+        forward=join_fields(fields),
+        size=len(head),
     )
+
+
+def read_request(data: bytes) -> RequestHead | None:
+    """Return the head that ``data`` starts with, None if more has to come.
+
+    Raises:
+        ProtocolError: It breaks a rule.
+    """
+    head = scanner.parse_request(data) if scanner is not None else None
+    if head is None:
+        length = find_head(data)
+        head = parse_request(data[:length]) if length >= 0 else None
+    return head
+
+
+def read_response(data: bytes, method: bytes) -> ResponseHead | None:
+    """Return the head that ``data`` starts with, None if more has to come.
+
+    Raises:
+        ProtocolError: It breaks a rule.
+    """
+    head = scanner.parse_response(data, method == b"HEAD") if scanner is not None else None
+    if head is None:
+        length = find_head(data)
+        head = parse_response(data[:length], method) if length >= 0 else None
+    return head
 
 
 def _parse_fields(head: bytes, start: int) -> list[Field]:
@@ -205,7 +292,9 @@ def _what_is_wrong(block: bytes) -> str:
     return "malformed header field"
 
 
-_SINGLE = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade"})
+_SINGLE = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"authorization"}
+)
 
 
 def _collect(fields: list[Field]) -> tuple[dict[bytes, bytes], bytes]:
@@ -228,8 +317,12 @@ def _connection_tokens(connection: bytes) -> frozenset[bytes]:
     return frozenset(token.strip(b" \t").lower() for token in connection.split(b","))
 
 
-def _forwardable(fields: list[Field], tokens: frozenset[bytes]) -> list[Field]:
-    dropped = HOP_BY_HOP | (tokens - _NEVER_DROPPED) if tokens else HOP_BY_HOP
+def _dropped(tokens: frozenset[bytes]) -> frozenset[bytes]:
+    """Return the names that end at the router, those that Connection names among them."""
+    return HOP_BY_HOP | (tokens - _NEVER_DROPPED) if tokens else HOP_BY_HOP
+
+
+def _forwardable(fields: list[Field], dropped: frozenset[bytes]) -> list[Field]:
     return [field for field in fields if field[0] not in dropped]
 
 
@@ -328,6 +421,10 @@ class Chunks:
         """
         at, end = start, len(data)
         while at < end and not self.is_done:
+            if scanner is not None and payload is None and self._state == self._SIZE and not self._line:
+                at = scanner.skip_chunks(data, at)
+                if at == end:
+                    break
             if self._state == self._DATA:
                 stop = min(end, at + self._left)
                 if payload is not None:
@@ -381,3 +478,7 @@ class Chunks:
             raise ProtocolError(431, f"the trailer is longer than {MAX_TRAILER_BYTES} bytes")
         elif _FIELDS.fullmatch(line) is None:
             raise ProtocolError(400, "malformed trailer field")
+
+
+if scanner is not None:
+    scanner.use_types(RequestHead, ResponseHead)

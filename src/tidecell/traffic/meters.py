@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from tidecell.traffic.policy import End
 from tidecell.traffic.stats import Quantiles
 
 WINDOW_S = 10.0
@@ -95,12 +96,17 @@ class ServiceMeter:
         self.requests_total += 1
         self.rate.add(now_s)
 
-    def finished(self, outcome: str, now_s: float, ttft_ms: float | None, duration_ms: float) -> None:
+    def finished(self, end: End, retries: int, now_s: float) -> None:
         """Count a request's one outcome; latencies are those of answers that arrived in full."""
-        if outcome != "ok":
-            self.failed_total[outcome] = self.failed_total.get(outcome, 0) + 1
+        self.retries_total += retries
+        if end.tokens_in is not None:
+            self.tokens_in_total += end.tokens_in
+        if end.tokens_out is not None:
+            self.tokens_out_total += end.tokens_out
+        if end.outcome != "ok":
+            self.failed_total[end.outcome] = self.failed_total.get(end.outcome, 0) + 1
             return
         self.ok_total += 1
-        self.duration_ms.add(now_s, duration_ms)
-        if ttft_ms is not None:
-            self.ttft_ms.add(now_s, ttft_ms)
+        self.duration_ms.add(now_s, end.duration_ms)
+        if end.ttft_ms is not None:
+            self.ttft_ms.add(now_s, end.ttft_ms)

@@ -11,7 +11,6 @@ import re
 from collections import deque
 
 from tidecell.traffic.http1 import RequestHead, ResponseHead
-from tidecell.traffic.replies import encode_head
 from tidecell.traffic.upstream import Framing
 
 TAIL_BYTES = 4096
@@ -25,10 +24,13 @@ class Relay:
     Attributes:
         keep_alive: Whether the client's connection can carry another answer after this one.
         is_framed: Whether the client can tell a cut body from a complete one.
+        is_plain: Whether the body's bytes pass as they are.
         body_bytes: Bytes of the body that were passed on, framing included.
+        frames: Pieces of it.
+        tail: The last of them.
     """
 
-    __slots__ = ("_rechunk", "_tail", "body_bytes", "head", "is_framed", "keep_alive")
+    __slots__ = ("body_bytes", "frames", "head", "is_framed", "is_plain", "keep_alive", "tail")
 
     def __init__(
         self,
@@ -38,20 +40,38 @@ class Relay:
         request_id: bytes,
         keep_alive: bool,
     ) -> None:
-        self._rechunk = framing is Framing.UNTIL_CLOSE and not request.is_http10
-        self._tail: deque[bytes] = deque(maxlen=4)
-        self.body_bytes = 0
-        self.is_framed = framing is Framing.LENGTH or (
-            framing is not Framing.TUNNEL and not request.is_http10
-        )
+        is_http10 = request.is_http10
+        self.is_plain = framing is not Framing.UNTIL_CLOSE or is_http10
+        self.is_framed = framing is Framing.LENGTH or (framing is not Framing.TUNNEL and not is_http10)
         self.keep_alive = keep_alive and self.is_framed
-        self.head = self._new_head(request, head, framing, request_id)
+        self.body_bytes = 0
+        self.frames = 0
+        self.tail: deque[bytes] = deque(maxlen=4)
+        lines = head.forward
+        if not head.has_request_id:
+            lines = b"%bx-request-id: %b\r\n" % (lines, request_id)
+        if is_http10 or framing is Framing.UNTIL_CLOSE or framing is Framing.TUNNEL:
+            lines = self._reframed(lines, request, framing)
+        if framing is not Framing.TUNNEL and not self.keep_alive:
+            lines += b"connection: close\r\n"
+        self.head = b"%b\r\n%b\r\n" % (head.status_line, lines)
+
+    def _reframed(self, lines: bytes, request: RequestHead, framing: Framing) -> bytes:
+        if framing is Framing.TUNNEL:
+            return b"%bconnection: Upgrade\r\nupgrade: %b\r\n" % (lines, request.upgrade)
+        if not request.is_http10:
+            return lines + b"transfer-encoding: chunked\r\n"
+        if framing is Framing.CHUNKED:
+            kept = [line for line in lines.splitlines(True) if not line.startswith(b"transfer-encoding:")]
+            lines = b"".join(kept)
+        return lines + b"connection: keep-alive\r\n" if self.keep_alive else lines
 
     def body(self, data: bytes, is_done: bool) -> bytes:
         """Return what the client gets for ``data``."""
         if data:
-            self._tail.append(data)
-        if self._rechunk:
+            self.tail.append(data)
+            self.frames += 1
+        if not self.is_plain:
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             if is_done:
                 data += b"0\r\n\r\n"
@@ -63,29 +83,12 @@ class Relay:
 
         Only the last few kilobytes are looked at, once: parsing every frame is what makes proxies slow.
         """
-        tail = b"".join(part[-TAIL_BYTES:] for part in self._tail)
-        at = tail.rfind(b'"usage"')
+        tail = self.tail
+        end = tail[-1] if len(tail) == 1 else b"".join([part[-TAIL_BYTES:] for part in tail])
+        at = end.rfind(b'"usage"', max(0, len(end) - 4 * TAIL_BYTES))
         if at < 0:
             return None, None
-        return _last(_IN, tail, at), _last(_OUT, tail, at)
-
-    def _new_head(
-        self, request: RequestHead, head: ResponseHead, framing: Framing, request_id: bytes
-    ) -> bytes:
-        fields = head.fields
-        if framing is Framing.TUNNEL:
-            fields = [*fields, (b"connection", b"Upgrade"), (b"upgrade", request.upgrade)]
-        elif self._rechunk:
-            fields = [*fields, (b"transfer-encoding", b"chunked")]
-        elif framing is Framing.CHUNKED and request.is_http10:
-            fields = [field for field in fields if field[0] != b"transfer-encoding"]
-        if not any(name == b"x-request-id" for name, _ in fields):
-            fields = [*fields, (b"x-request-id", request_id)]
-        if framing is not Framing.TUNNEL and not self.keep_alive:
-            fields = [*fields, (b"connection", b"close")]
-        elif request.is_http10:
-            fields = [*fields, (b"connection", b"keep-alive")]
-        return encode_head(head.status_line, fields)
+        return _last(_IN, end, at), _last(_OUT, end, at)
 
 
 def _last(pattern: re.Pattern[bytes], tail: bytes, at: int) -> int | None:

@@ -32,10 +32,12 @@ from tidecell.traffic.access_log import AccessLog, Line
 from tidecell.traffic.control_server import ControlServer
 from tidecell.traffic.directory import Directory
 from tidecell.traffic.downstream import ClientConnection
-from tidecell.traffic.exchange import Exchange, Limits
+from tidecell.traffic.exchange import Exchange
 from tidecell.traffic.fleet import Fleet, Service
 from tidecell.traffic.http1 import RequestHead
+from tidecell.traffic.policy import Policies
 from tidecell.traffic.replies import Reply
+from tidecell.traffic.request import Limits
 from tidecell.traffic.stats import RouterStats
 from tidecell.traffic.table import EMPTY, Table, check_order, decode, encode
 
@@ -64,8 +66,10 @@ class Router:
         self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.log = AccessLog(self._dir / "access.jsonl")
         self.table = _load(self._dir / "table.json")
+        self._rng = rng
+        self.policies = Policies(self.table, rng)
         self.fleet = Fleet(rng, self.now)
-        self.fleet.apply(self.table)
+        self.fleet.apply(self.table, self.policies)
         self.directory = Directory(self.table, int(time.time()))
         self._started_s = self.now()
         self._exchanges: set[Exchange] = set()
@@ -134,7 +138,8 @@ class Router:
         check_order(self.table, table)
         self.table = table
         self.directory = Directory(table, int(time.time()))
-        self.fleet.apply(table)
+        self.policies = Policies(table, self._rng, self.policies)
+        self.fleet.apply(table, self.policies)
         async with self._persisting:
             if self.table is not table:
                 return True  # a newer one came meanwhile; that one counts
@@ -190,10 +195,9 @@ class Router:
         self._sequence += 1
         return self._sequence
 
-    def make_request_id(self) -> bytes:
-        """Return an id for a request that came without."""
-        self._sequence += 1
-        return b"req-%b-%x" % (self._id_prefix, self._sequence)
+    def make_request_id(self, number: int) -> bytes:
+        """Return an id for a request that came without one."""
+        return b"req-%b-%x" % (self._id_prefix, number)
 
     def refused(self, head: RequestHead | None, request_id: bytes, reply: Reply) -> None:
         """Count and log a request that was not admitted; the router's own pages are neither."""

@@ -12,14 +12,10 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from tidecell.traffic.fleet import Replica
-from tidecell.traffic.http1 import (
-    MAX_HEAD_BYTES,
-    Chunks,
-    ProtocolError,
-    ResponseHead,
-    find_head,
-    parse_response,
-)
+from tidecell.traffic.http1 import MAX_HEAD_BYTES, Chunks, ProtocolError, ResponseHead, read_response
+
+# Below this a request's head and body go out as one piece: copying is cheaper than a second buffer.
+JOIN_BYTES = 16 * 1024
 
 
 class Framing(enum.Enum):
@@ -58,18 +54,39 @@ class Consumer(Protocol):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """A connection to ``replica``; in its pool while nobody uses it."""
+    """A connection to ``replica``; in its pool while nobody uses it.
+
+    Attributes:
+        is_single_use: It is closed after this answer: the request may not have been sent to its end.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_consumer",
+        "_framing",
+        "_head",
+        "_left",
+        "_now",
+        "_num_served",
+        "_paused",
+        "_reusable",
+        "_transport",
+        "idle_since_s",
+        "is_single_use",
+        "replica",
+    )
 
     def __init__(self, replica: Replica, now: Callable[[], float]) -> None:
         self.replica = replica
         self.idle_since_s = 0.0
+        self.is_single_use = False
         self._now = now
         self._transport: asyncio.Transport | None = None
         self._consumer: Consumer | None = None
         self._framing = Framing.HEAD
         self._head = b""
         self._left = 0
-        self._chunks = Chunks()
+        self._chunks: Chunks | None = None
         self._reusable = False
         self._paused = False
         self._num_served = 0
@@ -82,12 +99,15 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether it can still be written to; uvloop's transports raise once they are closed."""
         return self._transport is not None and not self._transport.is_closing()
 
-    def send(self, consumer: Consumer, data: bytes) -> None:
-        """Send a whole request; the answer goes to ``consumer``."""
+    def send(self, consumer: Consumer, head: bytes, body: bytes) -> None:
+        """Send a request; the answer goes to ``consumer``."""
         self._consumer = consumer
         self._framing = Framing.HEAD
         self._head = b""
-        self.write(data)
+        if len(body) < JOIN_BYTES:
+            self.write(head + body)
+        elif self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines((head, body))
 
     def write(self, data: bytes) -> None:
         """Send bytes as they are; a connection that is ending swallows them, and says so a moment later."""
@@ -133,9 +153,10 @@ class UpstreamConnection(asyncio.Protocol):
             self.abandon()
             return
         try:
-            if self._framing is Framing.HEAD:
+            framing = self._framing
+            if framing is Framing.HEAD:
                 self._take_head(consumer, data)
-            elif self._framing is Framing.TUNNEL or self._framing is Framing.UNTIL_CLOSE:
+            elif framing is Framing.TUNNEL or framing is Framing.UNTIL_CLOSE:
                 consumer.response_data(data, False)
             else:
                 body, is_done = self._frame(data, 0, consumer.wants_payload)
@@ -171,28 +192,33 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _take_head(self, consumer: Consumer, data: bytes) -> None:
         data = self._head + data if self._head else data
-        length = find_head(data)
-        if length < 0:
+        head = read_response(data, consumer.method)
+        if head is None:
             if len(data) > MAX_HEAD_BYTES:
                 raise ProtocolError(502, "the replica's head is too long")
             self._head = data
-            return
-        head = parse_response(data[:length], consumer.method)
-        if 100 <= head.status < 200 and head.status != 101:
-            self._head = b""
-            if head.status != 100:  # 100 answers an expectation, and those end at the router
-                consumer.response_informational(head)
-            if length < len(data) and self._consumer is consumer:
-                self._take_head(consumer, data[length:])
-            return
-        self._start(consumer, head, data, length)
+        elif head.status < 200 and head.status != 101:
+            self._take_informational(consumer, head, data)
+        else:
+            self._start(consumer, head, data)
 
-    def _start(self, consumer: Consumer, head: ResponseHead, data: bytes, at: int) -> None:
-        self._head = data[:1]  # not empty: something was received
+    def _take_informational(self, consumer: Consumer, head: ResponseHead, data: bytes) -> None:
+        self._head = b""
+        if head.status != 100:  # 100 answers an expectation, and those end at the router
+            consumer.response_informational(head)
+        if head.size < len(data) and self._consumer is consumer:
+            self._take_head(consumer, data[head.size :])
+
+    def _start(self, consumer: Consumer, head: ResponseHead, data: bytes) -> None:
+        self._head = b"."  # not empty: something was received
         self._reusable = head.keep_alive
-        framing = _framing(head)
+        framing, at, length = _framing(head), head.size, head.content_length
         self._framing = framing
-        self._left = max(0, head.content_length)
+        if framing is Framing.LENGTH and len(data) - at == length:  # all of it at once, as most are
+            self._finish()
+            consumer.response_start(head, framing, data[at:], True)
+            return
+        self._left = max(0, length)
         if framing is Framing.CHUNKED:
             self._chunks = Chunks()
         if framing in (Framing.TUNNEL, Framing.UNTIL_CLOSE):
@@ -211,9 +237,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._left -= len(body)
             is_done = self._left == 0
         else:
+            chunks = self._chunks or Chunks()
             payload: list[bytes] | None = [] if wants_payload else None
-            end = self._chunks.feed(data, payload, at)
-            is_done = self._chunks.is_done
+            end = chunks.feed(data, payload, at)
+            is_done = chunks.is_done
             if payload is not None:
                 body = b"".join(payload)
             else:
@@ -226,16 +253,16 @@ class UpstreamConnection(asyncio.Protocol):
         """Let go of the consumer; the connection serves the next one, or closes."""
         self._consumer = None
         self._num_served += 1
-        self.resume()
-        if not (self._reusable and self.rest()):
+        self._chunks = None
+        if self._paused:
+            self.resume()
+        if not (self._reusable and not self.is_single_use and self.rest()):
             self.close()
 
 
 def _framing(head: ResponseHead) -> Framing:
     if head.status == 101:
         return Framing.TUNNEL
-    if head.content_length == -1:
-        return Framing.CHUNKED
-    if head.content_length == -2:
-        return Framing.UNTIL_CLOSE
-    return Framing.LENGTH
+    if head.content_length >= 0:
+        return Framing.LENGTH
+    return Framing.CHUNKED if head.content_length == -1 else Framing.UNTIL_CLOSE

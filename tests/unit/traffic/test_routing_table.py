@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tidecell.structs.errors import ConflictError, RefusedError
-from tidecell.traffic.directory import ByModel, Directory, Target
+from tidecell.traffic.directory import MAX_REMEMBERED, ByModel, Directory, Target
 from tidecell.traffic.http1 import RequestHead, parse_request
 from tidecell.traffic.replies import Reply
 from tidecell.traffic.table import Endpoint, Route, Table, check, check_order, decode, encode, hash_token
@@ -109,17 +109,27 @@ def test_a_request_without_a_model_goes_to_the_only_service_or_is_refused() -> N
 
 
 def test_tokens_are_asked_for_only_when_the_table_has_some() -> None:
-    assert Directory(TABLE).authorize(head("/v1/models")) is None
+    assert Directory(TABLE).authorize(head("/v1/models")) == ""
     directory = Directory(Table(tokens=(hash_token("t1"), hash_token("t2"))))
-    assert directory.authorize(head("/v1/models", authorization="Bearer t2")) is None
-    assert directory.authorize(head("/v1/models", authorization="bearer t1")) is None
-    assert directory.authorize(head("/health")) is None
-    for wrong in ("Bearer t3", "Bearer", "t1", f"Bearer {hash_token('t1')}"):
-        refusal = directory.authorize(head("/v1/models", authorization=wrong))
-        assert refusal is not None
-        assert refusal.status == 401
+    for _ in range(2):  # the second time from memory
+        assert directory.authorize(head("/v1/models", authorization="Bearer t2")) == hash_token("t2")
+        assert directory.authorize(head("/v1/models", authorization="bearer t1")) == hash_token("t1")
+        assert directory.authorize(head("/health")) == ""
+        for wrong in ("Bearer t3", "Bearer", "t1", f"Bearer {hash_token('t1')}"):
+            refusal = directory.authorize(head("/v1/models", authorization=wrong))
+            assert isinstance(refusal, Reply)
+            assert refusal.status == 401
+
+
+def test_what_is_remembered_of_targets_and_tokens_has_a_bound() -> None:
+    directory = Directory(Table(routes=TABLE.routes, tokens=(hash_token("t"),)))
+    for number in range(3 * MAX_REMEMBERED):
+        directory.resolve(head(f"/v1/x{number}"))
+        directory.authorize(head("/v1/x", authorization=f"Bearer{' ' * (number % 7000 + 1)}t"))
+    assert len(directory._resolved) <= MAX_REMEMBERED
+    assert len(directory._keys) <= MAX_REMEMBERED
 
 
 def test_health_of_a_service_by_host_is_not_exempt_from_tokens() -> None:
     directory = Directory(Table(routes=TABLE.routes, tokens=(hash_token("t"),)))
-    assert directory.authorize(head("/health", "chat.localhost")) is not None
+    assert isinstance(directory.authorize(head("/health", "chat.localhost")), Reply)

@@ -8,6 +8,7 @@ from pathlib import Path
 from tidecell.traffic.access_log import AccessLog, Line
 from tidecell.traffic.meters import Rate, Samples, ServiceMeter
 from tidecell.traffic.metrics import render
+from tidecell.traffic.policy import End
 from tidecell.traffic.stats import EndpointStats, Quantiles, RouterStats, ServiceStats
 
 
@@ -40,10 +41,11 @@ def test_quantiles_are_of_the_last_ten_seconds() -> None:
 
 def test_only_complete_answers_count_for_latency() -> None:
     meter = ServiceMeter()
-    meter.finished("ok", 1.0, 5.0, 10.0)
-    meter.finished("timeout", 1.0, None, 60_000.0)
+    meter.finished(End("ok", 200, 3, 4, 1, 5.0, 10.0), 0, 1.0)
+    meter.finished(End("timeout", 504, None, None, 0, None, 60_000.0), 2, 1.0)
     assert (meter.ok_total, meter.failed_total) == (1, {"timeout": 1})
     assert meter.duration_ms.quantiles(1.0).p99 == 10.0
+    assert (meter.tokens_in_total, meter.tokens_out_total, meter.retries_total) == (3, 4, 2)
 
 
 def line(number: int) -> Line:
@@ -73,7 +75,7 @@ def test_the_access_log_rotates_by_size_and_keeps_every_line_it_may(tmp_path: Pa
     log = AccessLog(tmp_path / "access.jsonl", max_bytes=2000, num_kept=2)
     for batch in range(8):
         for number in range(5):
-            log._lines.append(log._encode(line(batch * 5 + number)))
+            log._lines.append(line(batch * 5 + number))
         log.flush()
     log.close()
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -87,7 +89,7 @@ def test_the_access_log_rotates_by_size_and_keeps_every_line_it_may(tmp_path: Pa
 
 def test_a_log_that_cannot_be_written_counts_what_it_lost(tmp_path: Path) -> None:
     log = AccessLog(tmp_path / "missing" / "access.jsonl")
-    log._lines.append(b"{}")
+    log._lines.append(line(0))
     log.flush()
     assert log.num_lost == 1
 
