@@ -103,7 +103,14 @@ class TrafficAdmission:
         if routed is None and overload is None:
             return ADMIT
         changed = "" if service == facts.service else service
-        return Decision(None, changed, routed.shadow if routed else "", level, deadline_s)
+        shadow = routed.shadow if routed else ""
+        if overload is None:
+            return Decision(service=changed, shadow=shadow)
+        tenant = self.ledger.tenant_of.get(facts.key)
+        name = facts.key if tenant is None else tenant.name
+        weight = overload.tenant_weights.get(name, 1.0 if tenant is None else tenant.weight)
+        cost = float(estimate_tokens(facts.body_bytes, facts.max_tokens))
+        return Decision(None, changed, shadow, level, deadline_s, name, cost, weight)
 
     def settle(self, facts: Facts, end: End, now_s: float) -> None:
         """Note the end of an admitted request; a second time has no effect."""

@@ -18,6 +18,7 @@ from tidecell.traffic.balance import (
     least_tokens,
     power_of_two,
 )
+from tidecell.traffic.concurrency import Limit, make_limit
 from tidecell.traffic.limits import BYTES_PER_TOKEN, estimate_tokens
 from tidecell.traffic.policy import End, Facts
 from tidecell.traffic.prefix import PrefixBalancer, chain
@@ -25,6 +26,7 @@ from tidecell.traffic.prequal import Prequal
 from tidecell.traffic.rules import by_affinity
 
 MAX_TARGETS = 64
+PATIENCE_S = 1.0  # a client that leaves earlier says nothing about the service
 
 
 class ServiceBalancer:
@@ -50,7 +52,10 @@ class ServiceBalancer:
         self._rng = rng
         self._loads: Sequence[Load] = ()
         self._targets: list[Load] = []
-        self._open: dict[tuple[int, str], int] = {}  # what each attempt added to its replica's tokens
+        self._open: dict[tuple[int, str], tuple[int, float]] = {}  # an attempt's tokens, and when it began
+        overload = policy.overload
+        self.limit = None if overload is None else make_limit(overload.concurrency)
+        self.in_flight = 0
         self._chains: dict[int, tuple[list[int], int]] = {}
         weighted = policy.balance == "weighted-round-robin"
         self._turns = WeightedRoundRobin() if weighted else RoundRobin()
@@ -82,23 +87,36 @@ class ServiceBalancer:
             tokens = max(1, prompt - (matched * prompt // len(blocks) if blocks else 0))
             self.prefix.sent(load.id, blocks, tokens, now_s)
         load.tokens += tokens
-        self._open[id(facts), load.id] = tokens
+        self._open[id(facts), load.id] = (tokens, now_s)
+        self.in_flight += 1
         if self.prequal is not None:
             self._targets += self.prequal.targets(self._loads)
             del self._targets[:-MAX_TARGETS]
 
     def on_first_byte(self, load: Load, facts: Facts, ttft_ms: float, now_s: float) -> None:
-        """Where prompts are what is balanced, that work is over."""
+        """Learn the limit; where prompts are what is balanced, that work is over."""
+        if self.limit is not None:
+            self.limit.observe(ttft_ms / 1000.0, self.in_flight, True, now_s)
         if self.prefix is not None:
-            self._done(load, facts)
+            tokens, began_s = self._open.get((id(facts), load.id), (0, now_s))
+            load.tokens -= tokens
+            self._open[id(facts), load.id] = (0, began_s)
 
     def on_end(self, load: Load, facts: Facts, end: End, now_s: float) -> None:
         """Take the attempt's work off its replica."""
-        self._done(load, facts)
+        tokens, began_s = self._open.pop((id(facts), load.id), (0, now_s))
+        load.tokens -= tokens
+        self.in_flight -= 1
+        if self.limit is not None:
+            self._learn_from_failure(self.limit, end, now_s - began_s, now_s)
         if self.prefix is not None and end.outcome != "retried":
             self._chains.pop(id(facts), None)
         if self.prequal is not None and end.outcome not in ("ok", "client_closed"):
             self.prequal.forget(load)
+
+    def has_room(self) -> bool:
+        """Return whether one more attempt may start under the learned limit."""
+        return self.limit is None or self.in_flight < self.limit.limit
 
     # -- what tasks beside the router do
 
@@ -141,5 +159,8 @@ class ServiceBalancer:
         self._chains[id(facts)] = (blocks, matched)
         return index, reason
 
-    def _done(self, load: Load, facts: Facts) -> None:
-        load.tokens -= self._open.pop((id(facts), load.id), 0)
+    def _learn_from_failure(self, limit: Limit, end: End, took_s: float, now_s: float) -> None:
+        if end.status in (429, 503) and end.outcome != "retried":
+            limit.observe(took_s, self.in_flight + 1, False, now_s)
+        elif end.outcome == "client_closed" and end.ttft_ms is None and took_s > PATIENCE_S:
+            limit.observe(took_s, self.in_flight + 1, True, now_s)  # it would have taken longer still

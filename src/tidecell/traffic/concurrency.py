@@ -142,7 +142,10 @@ class AimdLimit:
         self.limit = int(self._exact)
 
 
-def make_limit(policy: ConcurrencyPolicy) -> FixedLimit | GradientLimit | AimdLimit:
+Limit = FixedLimit | GradientLimit | AimdLimit
+
+
+def make_limit(policy: ConcurrencyPolicy) -> Limit:
     """Return the limit that a policy names."""
     if policy.kind == "gradient":
         return GradientLimit(policy)

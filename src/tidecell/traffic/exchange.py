@@ -103,7 +103,6 @@ class Exchange:
         "is_done",
         "is_queued",
         "method",
-        "rank",
         "sequence",
         "wants_payload",
     )
@@ -122,7 +121,6 @@ class Exchange:
         self._service = service
         self._request = request
         self._decision = decision
-        self.rank = decision.rank
         self.sequence = sequence
         self.method = request.head.method
         self.wants_payload = request.head.is_http10
@@ -189,6 +187,16 @@ class Exchange:
         """End: the service has left the table while the request waited for it."""
         message = f"the service {self._service.name!r} was stopped while the request waited for it"
         self._refuse(error(503, message, "removed", retry_after_s=5))
+
+    @property
+    def decision(self) -> Decision:
+        """What the policies said of it."""
+        return self._decision
+
+    def shed(self) -> None:
+        """End: its place in a full queue went to a more critical request."""
+        message = f"{self._service.name!r} is overloaded and serves more critical requests first"
+        self._refuse(error(503, message, "shed", retry_after_s=1))
 
     def _wait(self, now_s: float) -> None:
         if self._service.is_removed:

@@ -70,13 +70,22 @@ class Entry(Generic[T]):
         cost: What serving it costs, in tokens or whatever shares are counted in.
         weight: The tenant's share beside others'.
         deadline_s: It is worth nothing after this time.
+        order: Among its tenant's of one level the lower goes first; one that comes back keeps its own.
     """
 
-    __slots__ = ("cost", "deadline_s", "item", "level", "tenant", "weight")
+    __slots__ = ("cost", "deadline_s", "item", "level", "order", "tenant", "weight")
 
     def __init__(
-        self, item: T, tenant: str, level: int, cost: float, weight: float = 1.0, deadline_s: float = inf
+        self,
+        item: T,
+        tenant: str,
+        level: int,
+        cost: float,
+        weight: float = 1.0,
+        deadline_s: float = inf,
+        order: float = inf,
     ) -> None:
+        self.order = order
         self.item = item
         self.tenant = tenant
         self.level = level
@@ -101,9 +110,13 @@ class FairQueue(Generic[T]):
     Args:
         most: Requests that may wait.
         dropped: Called with each request that is shed or late, and why (``shed`` or ``late``).
+        is_gone: Whether a request that was let in no longer waits; it is then passed over for nothing.
     """
 
-    def __init__(self, most: int, dropped: Callable[[T, str], None]) -> None:
+    def __init__(
+        self, most: int, dropped: Callable[[T, str], None], is_gone: Callable[[T], bool] | None = None
+    ) -> None:
+        self._is_gone = is_gone
         self.most = most
         self.clock = FairClock()
         self._dropped = dropped
@@ -123,7 +136,11 @@ class FairQueue(Generic[T]):
         lane = self._lanes[entry.level].get(entry.tenant)
         if lane is None:
             lane = self._lanes[entry.level][entry.tenant] = _Lane()
-        lane.entries.append(entry)
+        entries = lane.entries
+        at = len(entries)
+        while at and entries[at - 1].order > entry.order:
+            at -= 1
+        entries.insert(at, entry)
         lane.cost += entry.cost / entry.weight
         self._num += 1
         if len(lane.entries) == 1:
@@ -148,15 +165,32 @@ class FairQueue(Generic[T]):
                     self._show_head(level, tenant)  # it was served at another level meanwhile
                     continue
                 entry = self._take(level, tenant, last=False)
+                is_gone = self._is_gone is not None and self._is_gone(entry.item)
                 is_late = now_s + service_s > entry.deadline_s
-                if not is_late:
+                if not is_late and not is_gone:
                     self.charge(tenant, entry.cost, entry.weight)
                 if tenant in self._lanes[level]:
                     self._show_head(level, tenant)
+                if is_gone:
+                    continue
                 if not is_late:
                     return entry.item
                 self._dropped(entry.item, "late")
         return None
+
+    def sweep(self) -> None:
+        """Forget those that no longer wait."""
+        if self._is_gone is None:
+            return
+        for lanes in self._lanes:
+            for tenant in list(lanes):
+                lane = lanes[tenant]
+                kept = [entry for entry in lane.entries if not self._is_gone(entry.item)]
+                self._num += len(kept) - len(lane.entries)
+                lane.entries = deque(kept)
+                lane.cost = sum(entry.cost / entry.weight for entry in kept)
+                if not kept:
+                    del lanes[tenant]
 
     def charge(self, tenant: str, cost: float, weight: float = 1.0) -> None:
         """Count a request that is served; also one that did not have to wait.
@@ -190,5 +224,7 @@ class FairQueue(Generic[T]):
         tenant = max(lanes, key=lambda name: (lanes[name].cost, name))
         if level == comes.level and tenant == comes.tenant:
             return False
-        self._dropped(self._take(level, tenant, last=True).item, "shed")
+        item = self._take(level, tenant, last=True).item
+        if self._is_gone is None or not self._is_gone(item):
+            self._dropped(item, "shed")
         return True

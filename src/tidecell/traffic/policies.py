@@ -7,12 +7,13 @@ from collections.abc import Callable
 from tidecell.traffic.admission import TrafficAdmission
 from tidecell.traffic.balance import Rng
 from tidecell.traffic.balancers import ServiceBalancer
+from tidecell.traffic.policy import Policies
 from tidecell.traffic.subset import subset
 from tidecell.traffic.table import Table
 
 
-class TrafficPolicies:
-    """Admission and balancers of one table.
+class TrafficPolicies(Policies):
+    """Admission and balancers of one table, as it says.
 
     Args:
         table: The table.
@@ -22,8 +23,8 @@ class TrafficPolicies:
         is_ready: Whether a service has a replica to try; None: by the table alone.
 
     Attributes:
-        admission: For the whole router.
-        balancers: By service.
+        traffic: Admission for the whole router.
+        services: The balancers by service.
     """
 
     def __init__(
@@ -39,20 +40,22 @@ class TrafficPolicies:
             for route in table.routes
         }
         if previous is None:
-            self.admission = TrafficAdmission(table, offset_s, is_ready or self._is_ready)
+            self.traffic = TrafficAdmission(table, offset_s, is_ready or self._is_ready)
         else:
-            self.admission = previous.admission
-            self.admission.update(table)
-            self.admission.ask_ready(is_ready or self._is_ready)
-        known = {} if previous is None else previous.balancers
-        self.balancers: dict[str, ServiceBalancer] = {}
+            self.traffic = previous.traffic
+            self.traffic.update(table)
+            self.traffic.ask_ready(is_ready or self._is_ready)
+        known = {} if previous is None else previous.services
+        self.services: dict[str, ServiceBalancer] = {}
         for route in table.routes:
             old = known.get(route.service)
             kept = old if old is not None and old.policy == route.traffic else None
             balancer = kept or ServiceBalancer(route.traffic, rng)
             if balancer.prefix is not None:
                 balancer.prefix.keep(endpoint.id for endpoint in route.endpoints)
-            self.balancers[route.service] = balancer
+            self.services[route.service] = balancer
+        self.admission = self.traffic
+        self.balancers = dict(self.services)
 
     def _is_ready(self, service: str) -> bool:
         return self._has_ready.get(service, False)

@@ -55,6 +55,9 @@ class Decision(msgspec.Struct, frozen=True):
         shadow: Send a copy to this service and drop the answer; empty: none.
         rank: Place in the queue while nothing is ready: lower first, then first come.
         deadline_s: Not sent to a replica after this time.
+        tenant: Whose it is; tenants of one rank share by turns.
+        cost: What it takes of its tenant's share.
+        weight: Its tenant's share beside others'.
     """
 
     refusal: Reply | None = None
@@ -62,6 +65,9 @@ class Decision(msgspec.Struct, frozen=True):
     shadow: str = ""
     rank: int = 0
     deadline_s: float = inf
+    tenant: str = ""
+    cost: float = 1.0
+    weight: float = 1.0
 
 
 ADMIT = Decision()
@@ -114,6 +120,9 @@ class Balancer(Protocol):
     def on_end(self, load: Load, facts: Facts, end: End, now_s: float) -> None:
         """Note that the attempt is over; exactly once for each that started."""
 
+    def has_room(self) -> bool:
+        """Return whether one more attempt may start; while not, requests wait in the service's queue."""
+
 
 class AdmitAll:
     """Admits everything."""
@@ -144,6 +153,10 @@ class PowerOfTwo:
 
     def on_end(self, load: Load, facts: Facts, end: End, now_s: float) -> None:
         """Keep nothing."""
+
+    def has_room(self) -> bool:
+        """Return True: there is no limit."""
+        return True
 
 
 class Policies:

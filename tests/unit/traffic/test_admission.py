@@ -60,7 +60,7 @@ def fleet(num: int = 2) -> list[Load]:
 
 
 def test_a_request_without_policies_is_admitted_as_it_is() -> None:
-    admission = policies().admission
+    admission = policies().traffic
     asked = facts()
     assert admission.admit(asked, 0.0) is ADMIT
     admission.settle(asked, end(), 1.0)
@@ -68,7 +68,7 @@ def test_a_request_without_policies_is_admitted_as_it_is() -> None:
 
 def test_limits_are_reserved_and_settled() -> None:
     tenants = (Tenant("t", (Key("k", KEY),), Limits(tokens_per_minute=20)),)
-    admission = policies(tenants=tenants).admission
+    admission = policies(tenants=tenants).traffic
     first, second = facts(), facts()
     assert admission.admit(first, 0.0).refusal is None
     refusal = admission.admit(facts(body=b"x" * 44), 0.0).refusal
@@ -81,7 +81,7 @@ def test_limits_are_reserved_and_settled() -> None:
 
 def test_a_broken_stream_is_charged_for_what_was_passed_on() -> None:
     tenants = (Tenant("t", (Key("k", KEY),), Limits(tokens_per_minute=100)),)
-    admission = policies(tenants=tenants).admission
+    admission = policies(tenants=tenants).traffic
     asked = facts(body=b"x" * 40)
     admission.admit(asked, 0.0)
     admission.settle(asked, end(200, "stream_broken", None, frames=7), 1.0)
@@ -91,7 +91,7 @@ def test_a_broken_stream_is_charged_for_what_was_passed_on() -> None:
 
 def test_a_canary_and_a_shadow_are_decided_at_admission() -> None:
     rule = Rule("r", canary=Canary("new", 1.0), shadow=Shadow("chat"))
-    admission = policies(rules=(rule,)).admission
+    admission = policies(rules=(rule,)).traffic
     asked = facts(user="ann")
     decision = admission.admit(asked, 0.0)
     assert (decision.service, decision.shadow) == ("new", "chat")
@@ -100,21 +100,21 @@ def test_a_canary_and_a_shadow_are_decided_at_admission() -> None:
 
 def test_a_breaker_that_is_open_refuses_and_its_fallback_takes_over() -> None:
     broken = TrafficPolicy(breaker=BreakerPolicy(min_requests=1))
-    admission = policies(broken).admission
+    admission = policies(broken).traffic
     asked = facts()
     admission.admit(asked, 0.0)
     admission.settle(asked, end(502, "upstream_lost", None), 0.0)
     refusal = admission.admit(facts(), 1.0).refusal
     assert refusal is not None
     assert (refusal.status, refusal.outcome) == (503, "breaker_open")
-    second = policies(broken, rules=(Rule("r", fallback=("new",)),)).admission
+    second = policies(broken, rules=(Rule("r", fallback=("new",)),)).traffic
     second.admit(asked, 0.0)
     second.settle(asked, end(502, "upstream_lost", None), 0.0)
     assert second.admit(facts(), 1.0).service == "new"
 
 
 def test_criticality_is_the_rank_and_a_deadline_ends_the_wait() -> None:
-    admission = policies(TrafficPolicy(overload=OverloadPolicy(deadline_s=9.0))).admission
+    admission = policies(TrafficPolicy(overload=OverloadPolicy(deadline_s=9.0))).traffic
     decision = admission.admit(facts("x-tide-criticality: sheddable\r\nx-tide-deadline-ms: 1500\r\n"), 0.0)
     assert (decision.rank, decision.deadline_s) == (3, 1.5)
     plain = admission.admit(facts(), 0.0)
@@ -126,17 +126,17 @@ def test_criticality_is_the_rank_and_a_deadline_ends_the_wait() -> None:
 
 def test_a_tenant_asks_for_no_more_than_its_ceiling() -> None:
     tenants = (Tenant("t", (Key("k", KEY),), ceiling="sheddable"),)
-    admission = policies(TrafficPolicy(overload=OverloadPolicy()), tenants=tenants).admission
+    admission = policies(TrafficPolicy(overload=OverloadPolicy()), tenants=tenants).traffic
     assert admission.admit(facts("x-tide-criticality: critical-plus\r\n"), 0.0).rank == 3
 
 
 def test_a_new_table_keeps_what_was_learned_where_the_policy_is_the_same() -> None:
     one = policies(TrafficPolicy(balance="prequal"))
     two = TrafficPolicies(table(TrafficPolicy(balance="prequal")), Random(1), one)
-    assert two.balancers["chat"] is one.balancers["chat"]
+    assert two.services["chat"] is one.services["chat"]
     three = TrafficPolicies(table(TrafficPolicy(balance="prefix")), Random(1), two)
-    assert three.balancers["chat"] is not two.balancers["chat"]
-    assert three.admission is one.admission
+    assert three.services["chat"] is not two.services["chat"]
+    assert three.traffic is one.traffic
 
 
 @pytest.mark.parametrize(
