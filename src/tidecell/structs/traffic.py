@@ -17,7 +17,7 @@ Balance = Literal[
 ]
 
 
-class PrequalPolicy(msgspec.Struct, frozen=True):
+class PrequalPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """Parameters of Prequal; the defaults are the paper's, as we know them, but for ``hot_quantile``.
 
     Attributes:
@@ -40,7 +40,7 @@ class PrequalPolicy(msgspec.Struct, frozen=True):
     slow_start_s: float = 5.0
 
 
-class BreakerPolicy(msgspec.Struct, frozen=True):
+class BreakerPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """When a whole service is left alone.
 
     Attributes:
@@ -62,7 +62,7 @@ class BreakerPolicy(msgspec.Struct, frozen=True):
     max_in_flight: int = 0
 
 
-class OutlierPolicy(msgspec.Struct, frozen=True):
+class OutlierPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """When one replica is left out for failing.
 
     Attributes:
@@ -78,7 +78,7 @@ class OutlierPolicy(msgspec.Struct, frozen=True):
     max_share: float = 0.5
 
 
-class PrefixPolicy(msgspec.Struct, frozen=True):
+class PrefixPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where prompts go that share a beginning.
 
     Attributes:
@@ -96,7 +96,7 @@ class PrefixPolicy(msgspec.Struct, frozen=True):
     load_weight: float = 0.25
 
 
-class ConcurrencyPolicy(msgspec.Struct, frozen=True):
+class ConcurrencyPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many requests a service takes at once.
 
     Attributes:
@@ -120,7 +120,7 @@ class ConcurrencyPolicy(msgspec.Struct, frozen=True):
     backoff: float = 0.9
 
 
-class HedgePolicy(msgspec.Struct, frozen=True):
+class HedgePolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """When a slow request is sent a second time.
 
     Attributes:
@@ -138,7 +138,7 @@ class HedgePolicy(msgspec.Struct, frozen=True):
     min_samples: int = 50
 
 
-class OverloadPolicy(msgspec.Struct, frozen=True):
+class OverloadPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """What happens when more comes than can be served.
 
     Attributes:
@@ -156,7 +156,7 @@ class OverloadPolicy(msgspec.Struct, frozen=True):
     tenant_weights: dict[str, float] = {}
 
 
-class Limits(msgspec.Struct, frozen=True):
+class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a tenant or a key may use; 0: no limit of that kind.
 
     Attributes:
@@ -174,7 +174,7 @@ class Limits(msgspec.Struct, frozen=True):
     time_zone: str = "UTC"
 
 
-class Key(msgspec.Struct, frozen=True):
+class Key(msgspec.Struct, frozen=True, omit_defaults=True):
     """One bearer token of a tenant.
 
     Attributes:
@@ -188,7 +188,7 @@ class Key(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
 
 
-class Tenant(msgspec.Struct, frozen=True):
+class Tenant(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who sends requests.
 
     Attributes:
@@ -206,7 +206,7 @@ class Tenant(msgspec.Struct, frozen=True):
     ceiling: Literal["critical-plus", "critical", "sheddable-plus", "sheddable"] = "critical-plus"
 
 
-class Match(msgspec.Struct, frozen=True):
+class Match(msgspec.Struct, frozen=True, omit_defaults=True):
     """Which requests a rule is about: all that it names must hold; what is empty does not matter.
 
     Attributes:
@@ -228,14 +228,14 @@ class Match(msgspec.Struct, frozen=True):
     headers: dict[str, str] = {}
 
 
-class Split(msgspec.Struct, frozen=True):
+class Split(msgspec.Struct, frozen=True, omit_defaults=True):
     """One of several services that share requests by weight."""
 
     service: str
     weight: float = 1.0
 
 
-class Canary(msgspec.Struct, frozen=True):
+class Canary(msgspec.Struct, frozen=True, omit_defaults=True):
     """A service that gets a share.
 
     Attributes:
@@ -249,14 +249,14 @@ class Canary(msgspec.Struct, frozen=True):
     by: Literal["user", "request"] = "user"
 
 
-class Shadow(msgspec.Struct, frozen=True):
+class Shadow(msgspec.Struct, frozen=True, omit_defaults=True):
     """A service that gets copies whose answers nobody sees; ``share`` is 0.0 to 1.0."""
 
     service: str
     share: float = 1.0
 
 
-class Rule(msgspec.Struct, frozen=True):
+class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where requests go that match.
 
     Attributes:
@@ -276,7 +276,7 @@ class Rule(msgspec.Struct, frozen=True):
     fallback: tuple[str, ...] = ()
 
 
-class Affinity(msgspec.Struct, frozen=True):
+class Affinity(msgspec.Struct, frozen=True, omit_defaults=True):
     """What keeps a session at one replica.
 
     Attributes:
@@ -290,7 +290,7 @@ class Affinity(msgspec.Struct, frozen=True):
     slack: float = 0.5
 
 
-class TrafficPolicy(msgspec.Struct, frozen=True):
+class TrafficPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     """How one service's requests are treated.
 
     Attributes:

@@ -17,7 +17,7 @@ import msgspec
 
 from tidecell.structs.errors import ConflictError, RefusedError
 from tidecell.structs.traffic import Rule, Tenant, TrafficPolicy
-from tidecell.traffic.policy_check import check_rules, check_tenants, check_traffic
+from tidecell.structs.traffic_check import check_rules, check_tenants, check_traffic
 
 EndpointState = Literal["ready", "draining"]
 
