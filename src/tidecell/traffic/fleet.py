@@ -265,6 +265,7 @@ class Service:
             duration_ms=meter.duration_ms.quantiles(now_s),
             tokens_in_total=meter.tokens_in_total,
             tokens_out_total=meter.tokens_out_total,
+            choices_total=dict(self.balancer.reasons),
             endpoints=self._endpoint_stats(now_s),
         )
 

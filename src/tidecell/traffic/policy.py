@@ -106,7 +106,13 @@ class Admission(Protocol):
 
 
 class Balancer(Protocol):
-    """Which replica takes an attempt; one per service, kept when a new table comes."""
+    """Which replica takes an attempt; one per service, kept when a new table comes.
+
+    Attributes:
+        reasons: How often each choice was made, by a word for its reason.
+    """
+
+    reasons: dict[str, int]
 
     def pick(self, loads: Sequence[Load], facts: Facts, now_s: float) -> int:
         """Return the index of the replica; ``loads`` is not empty."""
@@ -139,6 +145,7 @@ class PowerOfTwo:
     """Two at random, the better one; see ``balance``."""
 
     def __init__(self, rng: Rng) -> None:
+        self.reasons: dict[str, int] = {}
         self._rng = rng
 
     def pick(self, loads: Sequence[Load], facts: Facts, now_s: float) -> int:
