@@ -17,7 +17,7 @@ _POSITIVE = (lambda v: v > 0, "more than 0")
 _COUNT = (lambda v: v >= 1, "1 or more")
 _NOT_NEGATIVE = (lambda v: v >= 0, "0 or more")
 
-_TOP: tuple[Bound, ...] = (("slow_start_s", *_NOT_NEGATIVE), ("subset", *_NOT_NEGATIVE))
+_TOP: tuple[Bound, ...] = (("slow_start_s", *_NOT_NEGATIVE),)
 _PARTS: dict[str, tuple[Bound, ...]] = {
     "prequal": (
         ("pool_size", lambda v: 2 <= v <= 256, "2 to 256"),
@@ -48,13 +48,6 @@ _PARTS: dict[str, tuple[Bound, ...]] = {
         ("max_open_s", *_POSITIVE),
         ("trials", *_COUNT),
         ("max_in_flight", *_NOT_NEGATIVE),
-    ),
-    "hedge": (
-        ("quantile", lambda v: 0.5 <= v < 1.0, "0.5 up to but not 1"),
-        ("share", *_SHARE),
-        ("burst", *_COUNT),
-        ("least_s", *_NOT_NEGATIVE),
-        ("min_samples", *_COUNT),
     ),
     "overload": (("max_queue", *_NOT_NEGATIVE), ("deadline_s", *_NOT_NEGATIVE)),
     "affinity": (("header", bool, "a header's name"), ("slack", *_NOT_NEGATIVE)),

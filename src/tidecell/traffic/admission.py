@@ -32,6 +32,7 @@ class Ticket(NamedTuple):
     reservation: Reservation | None
     breaker: Breaker | None
     routed: Routed | None
+    service: str
 
 
 class TrafficAdmission:
@@ -53,6 +54,7 @@ class TrafficAdmission:
         self._is_ready = is_ready
         self._breakers: dict[str, Breaker] = {}
         self._tickets: dict[int, Ticket] = {}
+        self._under_way: dict[str, int] = {}  # of services with a breaker
         self._now_s = 0.0
         self.update(table)
 
@@ -81,7 +83,7 @@ class TrafficAdmission:
         routed = self._route(facts) if self._rules is not None else None
         service = facts.service if routed is None else routed.service
         breaker = self._breakers.get(service)
-        if breaker is not None and (why := breaker.allow(now_s)):
+        if breaker is not None and (why := breaker.allow(now_s, self._under_way.get(service, 0))):
             return self._refuse(503, f"the service {service!r} fails too much and is left alone", why, 1)
         level, deadline_s = 0, inf
         overload = self._overload.get(service)
@@ -99,7 +101,9 @@ class TrafficAdmission:
                 return self._refuse(429, got.message, got.reason, got.retry_after_s or None)
             reservation = got
         if reservation is not None or breaker is not None or routed is not None:
-            self._tickets[id(facts)] = Ticket(reservation, breaker, routed)
+            self._tickets[id(facts)] = Ticket(reservation, breaker, routed, service)
+            if breaker is not None:
+                self._under_way[service] = self._under_way.get(service, 0) + 1
         if routed is None and overload is None:
             return ADMIT
         changed = "" if service == facts.service else service
@@ -121,6 +125,7 @@ class TrafficAdmission:
             tokens = actual_tokens(end.tokens_in, end.tokens_out, end.frames, facts.body_bytes, end.status)
             self.ledger.settle(ticket.reservation, tokens, now_s)
         if ticket.breaker is not None:
+            self._under_way[ticket.service] -= 1
             if end.outcome == "client_closed":
                 ticket.breaker.forget()
             else:

@@ -41,6 +41,7 @@ class Load:
         weight: Its share of the requests beside the others', where a policy weighs.
         tokens: Estimated tokens of the requests in flight that are not answered yet.
         turn: Where weighted round robin has got to with it.
+        slow_start_s: How long it warms up.
     """
 
     in_flight: int = 0
@@ -50,6 +51,7 @@ class Load:
     weight: float = 1.0
     tokens: int = 0
     turn: float = 0.0
+    slow_start_s: float = SLOW_START_S
 
     def observe_latency(self, latency_ms: float) -> None:
         """Take in the time to the first byte of one answer."""
@@ -60,11 +62,11 @@ class Load:
 
 
 def share(load: Load, now_s: float) -> float:
-    """Return the share of its fair load that a replica gets: rising to 1.0 within ``SLOW_START_S``."""
+    """Return the share of its fair load that a replica gets: rising to 1.0 within its slow start."""
     age_s = now_s - load.ready_since_s
-    if age_s >= SLOW_START_S:
+    if age_s >= load.slow_start_s:
         return 1.0
-    return max(SLOW_START_FLOOR, age_s / SLOW_START_S)
+    return max(SLOW_START_FLOOR, age_s / load.slow_start_s)
 
 
 def score(load: Load, now_s: float) -> tuple[float, float]:
@@ -116,11 +118,10 @@ def least_tokens(loads: Sequence[Load], rng: Rng, now_s: float) -> int:
     """
     if not loads:
         raise ValueError("no replica to choose from")
-    warm_s = now_s - SLOW_START_S
     best, least, ties = 0, float("inf"), 0
     for i, load in enumerate(loads):
         work = load.tokens + load.in_flight + 1.0
-        if load.ready_since_s > warm_s:
+        if now_s - load.ready_since_s < load.slow_start_s:
             work /= share(load, now_s)
         if work < least:
             best, least, ties = i, work, 1

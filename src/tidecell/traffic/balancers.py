@@ -19,6 +19,7 @@ from tidecell.traffic.balance import (
     power_of_two,
 )
 from tidecell.traffic.concurrency import Limit, make_limit
+from tidecell.traffic.latency_at_rif import LatencyAtRif
 from tidecell.traffic.limits import BYTES_PER_TOKEN, estimate_tokens
 from tidecell.traffic.policy import End, Facts
 from tidecell.traffic.prefix import PrefixBalancer, chain
@@ -27,6 +28,18 @@ from tidecell.traffic.rules import by_affinity
 
 MAX_TARGETS = 64
 PATIENCE_S = 1.0  # a client that leaves earlier says nothing about the service
+
+
+class Attempt:
+    """What is kept of one attempt while it lasts."""
+
+    __slots__ = ("began_s", "rif", "tokens", "ttft_ms")
+
+    def __init__(self, tokens: int, began_s: float) -> None:
+        self.tokens = tokens
+        self.began_s = began_s
+        self.rif = 0
+        self.ttft_ms: float | None = None
 
 
 class ServiceBalancer:
@@ -40,6 +53,8 @@ class ServiceBalancer:
         reason: Why the last choice was made: a word for logs and metrics.
         reasons: How often each was.
         prequal: Its pool, where that is the policy.
+        probes_are_remote: Whether replicas are asked (``take_targets``, ``on_report``). If not, this router's
+            own counts answer in their place: the same numbers while it is the only router.
         prefix: What replicas hold, where that is the policy.
     """
 
@@ -47,12 +62,14 @@ class ServiceBalancer:
         self.policy = policy
         self.reason = ""
         self.reasons: dict[str, int] = {}
+        self.probes_are_remote = False
         self.prequal = Prequal(policy.prequal, rng) if policy.balance == "prequal" else None
         self.prefix = PrefixBalancer(policy.prefix, rng) if policy.balance == "prefix" else None
         self._rng = rng
         self._loads: Sequence[Load] = ()
         self._targets: list[Load] = []
-        self._open: dict[tuple[int, str], tuple[int, float]] = {}  # an attempt's tokens, and when it began
+        self._open: dict[tuple[int, str], Attempt] = {}
+        self._records: dict[str, LatencyAtRif] = {}
         overload = policy.overload
         self.limit = None if overload is None else make_limit(overload.concurrency)
         self.in_flight = 0
@@ -87,28 +104,46 @@ class ServiceBalancer:
             tokens = max(1, prompt - (matched * prompt // len(blocks) if blocks else 0))
             self.prefix.sent(load.id, blocks, tokens, now_s)
         load.tokens += tokens
-        self._open[id(facts), load.id] = (tokens, now_s)
+        attempt = self._open[id(facts), load.id] = Attempt(tokens, now_s)
         self.in_flight += 1
         if self.prequal is not None:
-            self._targets += self.prequal.targets(self._loads)
-            del self._targets[:-MAX_TARGETS]
+            attempt.rif = self._record(load).arrive()
+            targets = self.prequal.targets(self._loads)
+            if self.probes_are_remote:
+                self._targets += targets
+                del self._targets[:-MAX_TARGETS]
+            else:
+                for target in targets:
+                    record = self._record(target)
+                    self.on_report(target, record.rif, record.estimate_ms(now_s), now_s)
 
     def on_first_byte(self, load: Load, facts: Facts, ttft_ms: float, now_s: float) -> None:
         """Learn the limit; where prompts are what is balanced, that work is over."""
         if self.limit is not None:
             self.limit.observe(ttft_ms / 1000.0, self.in_flight, True, now_s)
+        attempt = self._open.get((id(facts), load.id))
+        if attempt is None:
+            return
+        attempt.ttft_ms = ttft_ms
         if self.prefix is not None:
-            tokens, began_s = self._open.get((id(facts), load.id), (0, now_s))
-            load.tokens -= tokens
-            self._open[id(facts), load.id] = (0, began_s)
+            load.tokens -= attempt.tokens
+            attempt.tokens = 0
 
     def on_end(self, load: Load, facts: Facts, end: End, now_s: float) -> None:
         """Take the attempt's work off its replica."""
-        tokens, began_s = self._open.pop((id(facts), load.id), (0, now_s))
-        load.tokens -= tokens
+        attempt = self._open.pop((id(facts), load.id), None)
+        if attempt is None:
+            return
+        load.tokens -= attempt.tokens
         self.in_flight -= 1
         if self.limit is not None:
-            self._learn_from_failure(self.limit, end, now_s - began_s, now_s)
+            self._learn_from_failure(self.limit, end, now_s - attempt.began_s, now_s)
+        if self.prequal is not None:
+            record = self._record(load)
+            if attempt.ttft_ms is None:
+                record.abandon()
+            else:
+                record.finish(attempt.rif, attempt.ttft_ms, now_s)
         if self.prefix is not None and end.outcome != "retried":
             self._chains.pop(id(facts), None)
         if self.prequal is not None and end.outcome not in ("ok", "client_closed"):
@@ -134,6 +169,18 @@ class ServiceBalancer:
         """Take in what a replica says of its cache, in the hashes of ``prefix.chain``."""
         if self.prefix is not None:
             self.prefix.report(replica, stored, evicted)
+
+    def keep(self, replicas: Sequence[str]) -> None:
+        """Forget replicas that are gone."""
+        if self.prefix is not None:
+            self.prefix.keep(replicas)
+        self._records = {name: self._records[name] for name in replicas if name in self._records}
+
+    def _record(self, load: Load) -> LatencyAtRif:
+        record = self._records.get(load.id)
+        if record is None:
+            record = self._records[load.id] = LatencyAtRif()
+        return record
 
     def _choose(self, loads: Sequence[Load], facts: Facts, now_s: float) -> tuple[int, str]:
         balance = self.policy.balance

@@ -203,7 +203,7 @@ class Exchange:
             self.service_removed()
             return
         if not self._service.enqueue(self):
-            message = f"{self._service.route.max_queue} requests wait for {self._service.name!r} already"
+            message = f"{self._service.num_queued} requests wait for {self._service.name!r} already"
             self._refuse(error(503, message, "queue_full", retry_after_s=1))
             return
         self._queued_at_s = now_s
@@ -360,7 +360,8 @@ class Exchange:
         if self._replica is not None:
             self._replica.failures += 1
             peers = [replica.health for replica in self._service.replicas.values()]
-            if self._replica.health.failed(now_s, peers):
+            outlier = self._service.route.traffic.outlier
+            if self._replica.health.failed(now_s, peers, outlier):
                 self._service.note_trouble(self._replica)
 
     def _may_retry(self) -> bool:

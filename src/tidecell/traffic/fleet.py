@@ -134,8 +134,9 @@ class Service:
     def apply(self, route: Route, now_s: float) -> None:
         """Take over a route of a new table."""
         self.route = route
-        self._queue.most = route.max_queue
-        self._has_limit = route.traffic.overload is not None
+        overload = route.traffic.overload
+        self._queue.most = route.max_queue if overload is None else overload.max_queue
+        self._has_limit = overload is not None
         self.is_removed = False
         kept: dict[str, Replica] = {}
         for endpoint in route.endpoints:
@@ -146,6 +147,8 @@ class Service:
             if replica is None:
                 replica = Replica(endpoint, now_s)
             replica.set_state(endpoint.state, now_s)
+            replica.load.weight = endpoint.weight
+            replica.load.slow_start_s = route.traffic.slow_start_s
             kept[endpoint.id] = replica
         for replica in self.replicas.values():
             self._retire(replica, now_s)
@@ -204,7 +207,7 @@ class Service:
         what = waiter.decision
         level = min(what.rank, len(CRITICALITIES) - 1)
         entry = Entry(waiter, what.tenant, level, what.cost, what.weight, what.deadline_s, waiter.sequence)
-        if len(self._queue) >= self.route.max_queue > self.num_queued:
+        if len(self._queue) >= self._queue.most > self.num_queued:
             self._queue.sweep()
         if not self._queue.push(entry):
             return False

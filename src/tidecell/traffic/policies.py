@@ -8,7 +8,6 @@ from tidecell.traffic.admission import TrafficAdmission
 from tidecell.traffic.balance import Rng
 from tidecell.traffic.balancers import ServiceBalancer
 from tidecell.traffic.policy import Policies
-from tidecell.traffic.subset import subset
 from tidecell.traffic.table import Table
 
 
@@ -51,20 +50,10 @@ class TrafficPolicies(Policies):
             old = known.get(route.service)
             kept = old if old is not None and old.policy == route.traffic else None
             balancer = kept or ServiceBalancer(route.traffic, rng)
-            if balancer.prefix is not None:
-                balancer.prefix.keep(endpoint.id for endpoint in route.endpoints)
+            balancer.keep([endpoint.id for endpoint in route.endpoints])
             self.services[route.service] = balancer
         self.admission = self.traffic
         self.balancers = dict(self.services)
 
     def _is_ready(self, service: str) -> bool:
         return self._has_ready.get(service, False)
-
-
-def endpoints_for(table: Table, service: str, router: int) -> list[str]:
-    """Return the ids of the replicas that one router process talks to, by the route's ``subset``."""
-    for route in table.routes:
-        if route.service == service:
-            ids = [endpoint.id for endpoint in route.endpoints]
-            return subset(ids, router, route.traffic.subset)
-    return []

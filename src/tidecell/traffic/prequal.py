@@ -143,14 +143,15 @@ class Prequal:
         if len(pool) < least:
             return None, "unprobed"
         limit = self.hot_above()
-        warm_s = now_s - self.policy.slow_start_s
         best: Probe | None = None
         lowest = float("inf")
         for probe in pool:
             latency_ms = probe.latency_ms
             if probe.rif > limit or latency_ms > lowest:
                 continue
-            if probe.load.ready_since_s > warm_s and self._rng.random() >= share(probe.load, now_s):
+            load = probe.load
+            is_new = now_s - load.ready_since_s < load.slow_start_s
+            if is_new and self._rng.random() >= share(load, now_s):
                 continue
             if latency_ms < lowest or (best is not None and probe.rif < best.rif):
                 best, lowest = probe, latency_ms

@@ -30,12 +30,14 @@ class Endpoint(msgspec.Struct, frozen=True):
         host: Address, an IP or a name.
         port: TCP port.
         state: ``ready`` takes new requests, ``draining`` only finishes those it has.
+        weight: Its share beside the others', for ``weighted-round-robin``.
     """
 
     id: str
     host: str
     port: int
     state: EndpointState = "ready"
+    weight: float = 1.0
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -164,6 +166,11 @@ def _check_route(route: Route) -> None:
             raise RefusedError(
                 f"endpoint {endpoint.id!r} has port {endpoint.port}; allowed are 1 to 65535",
                 hint="give the port the replica listens on",
+            )
+        if not 0.0 <= endpoint.weight < float("inf"):
+            raise RefusedError(
+                f"endpoint {endpoint.id!r} has weight {endpoint.weight:g}; it must be 0 or more",
+                hint="0 gets no request while another has more",
             )
 
 

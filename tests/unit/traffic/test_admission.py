@@ -24,10 +24,12 @@ from tidecell.structs.traffic import (
 )
 from tidecell.traffic.balance import Load
 from tidecell.traffic.balancers import ServiceBalancer
+from tidecell.traffic.directory import Directory
 from tidecell.traffic.explain import Decisions, Seen, explain
+from tidecell.traffic.fleet import Fleet
 from tidecell.traffic.health import Health
 from tidecell.traffic.http1 import parse_request
-from tidecell.traffic.policies import TrafficPolicies, endpoints_for
+from tidecell.traffic.policies import TrafficPolicies
 from tidecell.traffic.policy import ADMIT, End, Facts
 from tidecell.traffic.rules import Routed
 from tidecell.traffic.table import Endpoint, Route, Table, check, decode, encode
@@ -163,6 +165,7 @@ def test_every_policy_keeps_its_counts_over_an_attempt(balance: str) -> None:
 
 def test_prequal_says_whom_to_probe_and_follows_the_answers() -> None:
     balancer, loads, asked = ServiceBalancer(TrafficPolicy(balance="prequal"), Random(1)), fleet(4), facts()
+    balancer.probes_are_remote = True
     balancer.pick(loads, asked, 0.0)
     balancer.on_start(loads[0], asked, 0.0)
     assert len(balancer.take_targets()) == 3
@@ -277,10 +280,48 @@ def test_a_table_with_an_impossible_policy_is_refused(given: Table, message: str
     assert caught.value.hint
 
 
-def test_a_router_talks_to_its_subset() -> None:
-    endpoints = tuple(Endpoint(f"r{i}", "h", 1) for i in range(20))
-    given = Table(routes=(Route("chat", (), endpoints, traffic=TrafficPolicy(subset=5)),))
-    assert [len(endpoints_for(given, "chat", router)) for router in range(4)] == [5] * 4
-    assert set().union(*(endpoints_for(given, "chat", router) for router in range(4))) == {
-        endpoint.id for endpoint in endpoints
-    }
+def test_prequal_learns_from_the_routers_own_counts_which_replica_is_slow() -> None:
+    balancer, loads = ServiceBalancer(TrafficPolicy(balance="prequal"), Random(1)), fleet(4)
+    chosen = []
+    for number in range(400):
+        asked, now_s = facts(), number * 0.02
+        load = loads[balancer.pick(loads, asked, now_s)]
+        balancer.on_start(load, asked, now_s)
+        balancer.on_first_byte(load, asked, 400.0 if load.id == "r2" else 20.0, now_s)
+        balancer.on_end(load, asked, end(), now_s)
+        chosen.append(load.id)
+    assert chosen[100:].count("r2") < 15  # a quarter would be 75
+    assert balancer.reasons["cold"] > 350
+
+
+def test_a_breaker_counts_what_is_under_way() -> None:
+    admission = policies(TrafficPolicy(breaker=BreakerPolicy(max_in_flight=1))).traffic
+    first = facts()
+    assert admission.admit(first, 0.0).refusal is None
+    refusal = admission.admit(facts(), 0.0).refusal
+    assert refusal is not None
+    assert refusal.outcome == "breaker_full"
+    admission.settle(first, end(), 1.0)
+    assert admission.admit(facts(), 1.0).refusal is None
+
+
+def test_weights_and_slow_start_of_the_table_reach_the_replicas() -> None:
+    endpoints = (Endpoint("a", "h", 1, weight=3.0), Endpoint("b", "h", 2))
+    policy = TrafficPolicy(balance="weighted-round-robin", slow_start_s=0.0)
+    given = Table(1, 1, (Route("chat", (), endpoints, traffic=policy),))
+    fleet_ = Fleet(Random(1), lambda: 1.0)
+    fleet_.apply(given, TrafficPolicies(given, Random(1)))
+    service, names = fleet_.services["chat"], []
+    for _ in range(40):
+        replica = service.pick(facts(), 1.0)
+        assert replica is not None
+        names.append(replica.id)
+    assert abs(names.count("a") - 30) <= 1
+    bad = Table(1, 1, (Route("chat", (), (Endpoint("a", "h", 1, weight=-1.0),)),))
+    with pytest.raises(RefusedError, match="endpoint 'a' has weight -1; it must be 0 or more"):
+        check(bad)
+
+
+def test_an_alias_leads_to_the_service_of_its_model() -> None:
+    given = Directory(table(aliases={"gpt": "m", "nothing": "unknown"}))
+    assert [card["id"] for card in given.models()["data"]] == ["gpt", "m"]

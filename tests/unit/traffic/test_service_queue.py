@@ -55,7 +55,7 @@ class Stage:
     """One service of two replicas whose limit is one request."""
 
     def __init__(self, max_queue: int = 10) -> None:
-        policy = TrafficPolicy(overload=OverloadPolicy(concurrency=ConcurrencyPolicy("fixed", initial=1)))
+        policy = TrafficPolicy(overload=OverloadPolicy(ConcurrencyPolicy("fixed", initial=1), max_queue))
         endpoints = (Endpoint("a", "h", 1), Endpoint("b", "h", 2))
         table = Table(1, 1, (Route("chat", (), endpoints, max_queue, traffic=policy),))
         fleet = Fleet(Random(1), lambda: 1.0)
