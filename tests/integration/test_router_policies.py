@@ -1,0 +1,138 @@
+"""Policies in a real router process, by the table that is pushed to it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from router_harness import Answer, ReplicaProcess, RouterProcess, connect, encode, read_answer, wait_until
+
+from tidecell.structs.traffic import (
+    Affinity,
+    Canary,
+    ConcurrencyPolicy,
+    Key,
+    Limits,
+    Match,
+    OverloadPolicy,
+    Rule,
+    Tenant,
+    TrafficPolicy,
+)
+from tidecell.traffic.table import Route, Table, hash_token
+
+
+class Stage:
+    """One router and two replicas."""
+
+    def __init__(self, home: Path) -> None:
+        self.replicas = [ReplicaProcess("a"), ReplicaProcess("b")]
+        self.router = RouterProcess(home)
+
+    def put(self, *routes: Route, **more: Any) -> None:
+        table = Table(time.monotonic_ns(), 1, routes, **more)
+        assert self.router.ask(lambda control: control.put_table(table)) == table.version
+
+    def ask(self, token: str = "", fields: dict[str, str] | None = None, **body: Any) -> Answer:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        raw = encode(
+            "/v1/completions", json.dumps({"model": "m", **body}).encode(), **headers, **(fields or {})
+        )
+        with connect(self.router.port) as sock:
+            sock.sendall(raw)
+            return read_answer(sock)
+
+    def close(self) -> None:
+        self.router.kill()
+        for replica in self.replicas:
+            replica.kill()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    one = Stage(tmp_path)
+    yield one
+    one.close()
+
+
+def chat(stage: Stage, policy: TrafficPolicy | None = None, name: str = "chat") -> Route:
+    endpoints = tuple(replica.endpoint() for replica in stage.replicas)
+    return Route(name, ("m",), endpoints, traffic=policy or TrafficPolicy())
+
+
+def test_a_tenants_tokens_are_reserved_and_settled_by_what_was_used(stage: Stage) -> None:
+    key = hash_token("secret")
+    tenants = (Tenant("acme", (Key("k", key),), Limits(tokens_per_minute=120)),)
+    stage.put(chat(stage), tokens=(key,), tenants=tenants)
+    assert stage.ask("secret", max_tokens=80, tokens=5).status == 200  # it cost 3 + 5
+    assert stage.ask("secret", max_tokens=80, tokens=5).status == 200
+    refused = stage.ask("secret", max_tokens=100, tokens=5)
+    assert refused.status == 429
+    assert refused.json()["error"]["code"] == "limit_tokens_per_minute"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert "tenant acme has used 16 of 120 tokens per minute" in refused.json()["error"]["message"]
+
+
+def test_a_rule_sends_some_users_to_a_canary(stage: Stage) -> None:
+    first, second = (replica.endpoint() for replica in stage.replicas)
+    rule = Rule("beta", Match(headers={"x-beta": "yes"}), canary=Canary("new", 1.0))
+    stage.put(Route("chat", ("m",), (first,)), Route("new", (), (second,)), rules=(rule,))
+    assert stage.ask().json()["replica"] == "a"
+    assert stage.ask(fields={"x_beta": "yes"}).json()["replica"] == "b"
+
+
+@pytest.mark.parametrize("balance", ["prequal", "prefix", "least-tokens", "round-robin"])
+def test_every_policy_serves_and_says_why(stage: Stage, balance: str) -> None:
+    stage.put(chat(stage, TrafficPolicy(balance=balance, slow_start_s=0.0)))  # type: ignore[arg-type]
+    chosen = Counter(stage.ask(tokens=1).json()["replica"] for _ in range(20))
+    assert sum(chosen.values()) == 20
+    choices = stage.router.stats().services["chat"].choices_total
+    assert sum(choices.values()) == 20
+    if balance == "round-robin":
+        assert chosen == {"a": 10, "b": 10}
+
+
+def test_a_session_stays_at_its_replica(stage: Stage) -> None:
+    stage.put(chat(stage, TrafficPolicy(affinity=Affinity())))
+    for session in ("s1", "s2", "s3"):
+        seen = {stage.ask(fields={"x_session_id": session}).json()["replica"] for _ in range(8)}
+        assert len(seen) == 1
+
+
+def test_above_the_limit_the_more_critical_goes_first(stage: Stage) -> None:
+    limit = ConcurrencyPolicy("fixed", initial=1)
+    stage.put(chat(stage, TrafficPolicy(overload=OverloadPolicy(limit))))
+    order: list[str] = []
+
+    def send(level: str, wait_s: float) -> None:
+        assert stage.ask(fields={"x_tide_criticality": level}, wait_s=wait_s).status == 200
+        order.append(level)
+
+    threads = [threading.Thread(target=send, args=("critical", 0.5))]
+    threads[0].start()
+    wait_until(lambda: stage.router.stats().services["chat"].in_flight == 1, "the first is under way")
+    for num, level in enumerate(("sheddable", "critical-plus"), 1):
+        threads.append(threading.Thread(target=send, args=(level, 0.0)))
+        threads[-1].start()
+        wait_until(lambda num=num: stage.router.stats().services["chat"].queued == num, f"{num} wait")
+    for thread in threads:
+        thread.join()
+    assert order == ["critical", "critical-plus", "sheddable"]
+
+
+def test_one_that_would_be_late_is_told_so_without_a_replica(stage: Stage) -> None:
+    stage.put(chat(stage, TrafficPolicy(overload=OverloadPolicy(ConcurrencyPolicy("fixed", initial=1)))))
+    first = threading.Thread(target=lambda: stage.ask(wait_s=1.0))
+    first.start()
+    wait_until(lambda: stage.router.stats().services["chat"].in_flight == 1, "the first is under way")
+    late = stage.ask(fields={"x_tide_deadline_ms": "100"})
+    first.join()
+    assert late.status == 504
+    assert late.json()["error"]["message"].startswith("the request's deadline passed")
+    assert sum(replica.seen()["requests"] for replica in stage.replicas) == 1
