@@ -2,13 +2,14 @@
 
     python benchmarks/limits_ledger.py [--requests 100000] [--seed 1]
 
-``alone``: one router; 20 tenants with limits of tokens a minute and a day; a tenth of the streams break and are
-charged what was passed on. An independent ledger of every request, summed anew, is the judge: ``value`` is the largest
-difference in tokens ever seen, ``passed`` how often a limit was passed by what was estimated right.
+``alone``: one router; 20 tenants with limits of tokens a minute and a day; a tenth of the streams break and
+are charged what was passed on. An independent ledger of every request, summed anew, is the judge: ``value``
+is the largest difference in tokens ever seen, ``passed`` how often a limit was passed by what was estimated
+right.
 
-``shared``: four routers under leases of one day's limit, a report a second, a third of the messages lost, the
-coordinator away for a tenth of the time. ``value`` is what was used above the limit, ``unused`` the share of the limit
-that was refused though it was left at the end.
+``shared``: four routers under leases of one day's limit, a report a second, a third of the messages lost,
+the coordinator away for a tenth of the time. ``value`` is what was used above the limit, ``unused`` the
+share of the limit that was refused though it was left at the end.
 
 Expected: 0 and 0.
 """
@@ -42,7 +43,7 @@ def alone(num: int, seed: int) -> dict[str, Any]:
     under_way: list[tuple[float, int, Reservation, list[float], int]] = []
     worst = refused = broken = passed = 0
     cpu_s = 0.0
-    for number in range(num):
+    for _ in range(num):
         now_s += rng.expovariate(0.8)
         for item in [item for item in under_way if item[0] <= now_s]:
             under_way.remove(item)

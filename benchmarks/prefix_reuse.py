@@ -2,16 +2,16 @@
 
     python benchmarks/prefix_reuse.py [--replicas 8] [--capacity 0] [--rate 10000] [--policies ...]
 
-Reads ``llm/mooncake_synthetic_trace.parquet`` below ``TIDECELL_TRACES`` (default ``../shared/traces``), whose
-``hash_ids`` are blocks of 512 tokens; skips with a message where it is absent. One JSON object per policy: ``value``
-is the share of blocks found in the cache of the replica that got the request, ``baseline`` that of one unlimited cache
-for all.
+Reads ``llm/mooncake_synthetic_trace.parquet`` below ``TIDECELL_TRACES`` (default ``../shared/traces``),
+whose ``hash_ids`` are blocks of 512 tokens; skips with a message where it is absent. One JSON object per
+policy: ``value`` is the share of blocks found in the cache of the replica that got the request,
+``baseline`` that of one unlimited cache for all.
 
-The replicas are modelled: each computes the prompt tokens it does not hold, one request after the other, ``rate`` a
-second, and generates ``DECODE_S`` a token beside that; its cache is the newest ``capacity`` blocks (0: unlimited). Every
-policy sees what a router sees, when it sees it: a request counts as outstanding until its first token (prompt work)
-or its last (requests in flight). ``sglang`` is the cache-aware policy of sglang-router, written anew from its
-documentation with its defaults.
+The replicas are modelled: each computes the prompt tokens it does not hold, one request after the other,
+``rate`` a second, and generates ``DECODE_S`` a token beside that; its cache is the newest ``capacity``
+blocks (0: unlimited). Every policy sees what a router sees, when it sees it: a request counts as
+outstanding until its first token (prompt work) or its last (requests in flight). ``sglang`` is the
+cache-aware policy of sglang-router, written anew from its documentation with its defaults.
 
 Expected: ours at least 90 % of the unlimited cache's 64.0 %, with the lowest TTFT p90.
 """
@@ -47,8 +47,11 @@ def trace_path() -> Path:
 
 
 class Sglang:
-    """Cache-aware, as sglang-router documents it: by shortest queue while out of balance, else by longest match where
-    it is above the threshold, else to the replica with the smallest tree."""
+    """Cache-aware, as sglang-router documents it.
+
+    By shortest queue while out of balance, else by longest match where that is above the threshold, else to
+    the replica with the smallest tree.
+    """
 
     cache_threshold = 0.5
     balance_abs = 32

@@ -1,13 +1,15 @@
 """Prequal's testbed in virtual time: 100 clients, 100 replicas with antagonists, 70 to 170 % load.
 
-    python benchmarks/prequal_testbed.py [--loads 0.7,0.9,1.05,1.3,1.7] [--seconds 20] [--warm-up 5] [--seed 1]
+    python benchmarks/prequal_testbed.py [--loads 0.7,0.9,1.05,1.3,1.7] [--seconds 20] [--warm-up 5]
+        [--seed 1]
         [--policies prequal,c3,...] [--testbed '{"mean_work_ms": 80}']
 
-The policies are the router's own; C3's score (NSDI 2015) runs on Prequal's pool. One JSON object per policy and
-load: ``value`` is p99 in ms, ``baseline`` the paper's figure where we know one. What of the testbed is the paper's
-and what is assumed: ``tidecell.sim.serving.Testbed``.
+The policies are the router's own; C3's score (NSDI 2015) runs on Prequal's pool. One JSON object per policy
+and load: ``value`` is p99 in ms, ``baseline`` the paper's figure where we know one. What of the testbed is
+the paper's and what is assumed: ``tidecell.sim.serving.Testbed``.
 
-Expected: Prequal under 286 ms up to 90 % and under 400 ms at 170 %, no errors; plain weighted round robin fails.
+Expected: Prequal under 286 ms up to 90 % and under 400 ms at 170 %, no errors; plain weighted round robin
+fails.
 """
 
 from __future__ import annotations
