@@ -40,7 +40,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.demo: pyproject.toml constraints.txt src/tidecell/traffic/_http1.c | $(VENV)/bin/python
 	@echo "installing into $(VENV) (once; PyTorch is the largest part)"
 	$(PIP) -e ".[demo]"
 	@touch $@

@@ -1,8 +1,8 @@
 """The proxies that ``router_overhead`` compares: how each is started in front of the same replicas.
 
 nginx and HAProxy come from the system's packages. ``sglang-router``, ``vllm-router``, LiteLLM and Envoy are
-looked for in ``TIDECELL_PEERS``, directories with their programs, ``:`` between them. Every one runs with a single
-worker and without an access log.
+looked for in ``TIDECELL_PEERS``, directories with their programs, ``:`` between them. Every one runs with a
+single worker and without an access log.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from tidecell.traffic.control import RouterControl
 from tidecell.traffic.table import Endpoint, Route, Table, hash_token
 
-TOKEN = "benchmark-token-0123456789abcdef"
+TOKEN = "sk-benchmark-token-0123456789abcdef"
 Started = tuple[int, list[int]]
 Peer = Callable[[Path, list[int]], AbstractContextManager[Started]]
 
@@ -59,8 +59,10 @@ backend replicas
 LITELLM_CONF = """
 model_list:
 {models}
-litellm_settings: {{ telemetry: false }}
+litellm_settings: {{telemetry: false}}
+general_settings: {{master_key: {token}}}
 """
+ENVOY_FILTERS = "type.googleapis.com/envoy.extensions.filters"
 ENVOY_CONF = """
 static_resources:
   listeners:
@@ -69,14 +71,16 @@ static_resources:
     - filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          "@type": {ext}.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: front
           route_config:
             virtual_hosts:
-            - {{name: all, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: replicas, timeout: 0s}}}}]}}
+            - name: all
+              domains: ["*"]
+              routes: [{{match: {{prefix: "/"}}, route: {{cluster: replicas, timeout: 0s}}}}]
           http_filters:
           - name: envoy.filters.http.router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+            typed_config: {{"@type": {ext}.http.router.v3.Router}}
   clusters:
   - name: replicas
     lb_policy: LEAST_REQUEST
@@ -198,7 +202,7 @@ def envoy(home: Path, replicas: list[int]) -> Iterator[Started]:
     port, conf = free_port(), home / "envoy.yaml"
     line = "        - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}\n"
     servers = "".join(line.format(replica) for replica in replicas)
-    conf.write_text(ENVOY_CONF.format(servers=servers, port=port))
+    conf.write_text(ENVOY_CONF.format(servers=servers, port=port, ext=ENVOY_FILTERS))
     argv = [program("envoy"), "-c", str(conf), "--concurrency", "1", "--use-dynamic-base-id"]
     with running([*argv, "--disable-hot-restart", "-l", "off"], port) as started:
         yield started
@@ -232,7 +236,7 @@ def litellm(home: Path, replicas: list[int]) -> Iterator[Started]:
     port, conf = free_port(), home / "litellm.yaml"
     model = "- {{model_name: m, litellm_params: {{model: openai/m, api_base: {}, api_key: none}}}}\n"
     urls = [json.dumps(f"http://127.0.0.1:{replica}/v1") for replica in replicas]
-    conf.write_text(LITELLM_CONF.format(models="".join(model.format(url) for url in urls)))
+    conf.write_text(LITELLM_CONF.format(models="".join(model.format(url) for url in urls), token=TOKEN))
     argv = [program("litellm"), "--config", str(conf), "--host", "127.0.0.1", "--port", str(port)]
     with running([*argv, "--num_workers", "1"], port, within_s=90.0) as started:
         yield started

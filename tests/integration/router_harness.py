@@ -64,12 +64,13 @@ class ReplicaProcess(Process):
 class RouterProcess(Process):
     """The router under test."""
 
-    def __init__(self, home: Path, *options: str) -> None:
+    def __init__(self, home: Path, *options: str, keep: tuple[int, ...] = ()) -> None:
         self.home = home
         self.socket = home / "c.sock"
         argv = [sys.executable, "-m", "tidecell.traffic.router", "--home", str(home)]
         self.log = open(home / "router.err", "ab")  # noqa: SIM115 - lives as long as the process
-        super().__init__([*argv, "--control", str(self.socket), *options], stderr=self.log)
+        argv += ["--control", str(self.socket), *options]
+        super().__init__(argv, stderr=self.log, pass_fds=keep)
         wait_until(lambda: self.popen.poll() is not None or self.is_up(), "the router is up")
         assert self.popen.poll() is None, (home / "router.err").read_text()
         self.port = int((home / "router" / "port").read_text())

@@ -6,13 +6,15 @@ prints its port. Fields of the JSON body: ``tokens`` (length of the answer), ``p
 ``wait_s`` (before the head), ``stream``, ``status``, ``act`` (``die``: exit without an answer, ``hang_up``:
 close without an answer, ``cut``: close in the middle of the answer, ``plain``: a body that ends with the
 connection, ``close_after``: close the connection after the answer as an idle time-out would). ``GET /seen``
-counts, ``/echo`` answers with the request as received, ``/ws`` switches to a protocol that echoes bytes.
+counts, ``/echo`` answers with the request as received, ``/sum`` with the length and hash of the body,
+ ``/ws`` switches to a protocol that echoes bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 
@@ -44,7 +46,17 @@ async def read_request(reader: asyncio.StreamReader) -> tuple[str, bytes, bytes]
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             length = int(line.partition(b":")[2])
+    if b"\r\ntransfer-encoding: chunked\r\n" in head.lower():
+        return head.split(b" ", 2)[1].decode(), head, await read_chunks(reader)
     return head.split(b" ", 2)[1].decode(), head, await reader.readexactly(length)
+
+
+async def read_chunks(reader: asyncio.StreamReader) -> bytes:
+    parts = []
+    while size := int(await reader.readline(), 16):
+        parts.append((await reader.readexactly(size + 2))[:-2])
+    await reader.readline()
+    return b"".join(parts)
 
 
 class Replica:
@@ -71,6 +83,9 @@ class Replica:
             return await send(writer, 200, head + body, head)
         if path == "/ws":
             return await self.tunnel(reader, writer)
+        if path == "/sum":
+            found = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+            return await send(writer, 200, json.dumps(found).encode(), head)
         if path == "/nothing":
             writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
             return True
@@ -116,6 +131,9 @@ class Replica:
         writer.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
+        if ask.get("long_event"):
+            data = b"data: " + b"x" * ask["long_event"] + b"\n\n"
+            writer.write(b"%x\r\n%b\r\n" % (len(data), data))
         for index in range(num_tokens):
             data = frame(index)
             writer.write(b"%x\r\n%b\r\n" % (len(data), data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from router_harness import (
+    Answer,
     ReplicaProcess,
     RouterProcess,
     ask,
@@ -32,11 +34,17 @@ from tidecell.structs.errors import ConflictError, RefusedError
 from tidecell.traffic.table import Endpoint, Route, Table, hash_token
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+@pytest.fixture(scope="module", params=["with the C module", "without it"])
+def stage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SimpleNamespace]:
     """One router with one replica, for the stories that change neither."""
     replica = ReplicaProcess("a")
-    router = RouterProcess(tmp_path_factory.mktemp("router"), "--request-s", "1", "--first-byte-s", "1")
+    options = ("--request-s", "1", "--first-byte-s", "4", "--max-upload-bytes", "50000000")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "without it":
+            patch.setenv("TIDECELL_PURE", "1")
+        router = RouterProcess(tmp_path_factory.mktemp("router"), *options)
     router.put(route(replica.endpoint()))
     yield SimpleNamespace(router=router, port=router.port, replica=replica)
     router.kill()
@@ -278,6 +286,81 @@ def test_what_is_too_large_or_unknown_gets_its_own_status(
     stage: SimpleNamespace, data: bytes, status: int
 ) -> None:
     assert raw(stage.port, data).startswith(b"HTTP/1.1 %d " % status)
+
+
+def upload(port: int, path: str, body: bytes, chunk_bytes: int = 0) -> Answer:
+    """Send a body by its length, or in chunks."""
+    with connect(port) as sock:
+        if chunk_bytes:
+            parts = [body[at : at + chunk_bytes] for at in range(0, len(body), chunk_bytes)]
+            framed = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+            sock.sendall(encode(path, method="POST", transfer_encoding="chunked") + framed)
+        else:
+            sock.sendall(encode(path, body))
+        return read_answer(sock)
+
+
+@pytest.mark.parametrize("chunk_bytes", [0, 100_000])
+def test_a_body_too_large_to_hold_is_passed_through_to_a_service_by_path(
+    stage: SimpleNamespace, chunk_bytes: int
+) -> None:
+    body = bytes(range(256)) * 80_000  # 20 MB; 8 are held
+    status = Path(f"/proc/{stage.router.popen.pid}/status")
+    before_kb = _rss_kb(status)
+    answer = upload(stage.port, "/services/chat/sum", body, chunk_bytes)
+    assert answer.json() == {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    assert _rss_kb(status) - before_kb < 24_000
+    assert ask(stage.port).status == 200
+
+
+def test_an_upload_beyond_the_limit_is_refused_and_its_neighbours_are_not(stage: SimpleNamespace) -> None:
+    head = encode("/services/chat/sum", method="POST", content_length="50000001")
+    assert raw(stage.port, head).startswith(b"HTTP/1.1 413 ")
+    assert ask(stage.port).status == 200
+
+
+BOMBS = {
+    "nested": b'{"a":' * 200_000,
+    "nested and closed": b'{"model": "m", "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "not UTF-8": b'{"model": "\xff\xfe"}',
+    "half a surrogate": b'{"model": "\\ud800"}',
+    "a NUL": b'{"model": "m\x00"}',
+    "not an object": b"[" * 1000 + b"]" * 1000,
+    "two objects": b'{"model": "m"}{"model": "m"}',
+    "a number of 100,000 digits for a model": b'{"model": ' + b"9" * 100_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
+def test_a_hostile_body_gets_400_on_a_connection_that_goes_on(stage: SimpleNamespace, bomb: bytes) -> None:
+    with connect(stage.port) as sock:
+        for _ in range(2):
+            sock.sendall(encode("/v1/chat/completions", bomb))
+            assert read_answer(sock).status == 400
+        sock.sendall(completion(tokens=1))
+        assert read_answer(sock).body == whole_body(1, "a")
+
+
+def test_of_a_name_that_appears_twice_the_last_one_counts_as_for_the_replica(stage: SimpleNamespace) -> None:
+    body = b'{"model": "gpt-9", "tokens": 1, "\\u006dodel": "m"}'
+    assert request(stage.port, "/v1/chat/completions", body).body == whole_body(1, "a")
+    body = b'{"model": "m", "model": "gpt-9"}'
+    assert request(stage.port, "/v1/chat/completions", body).status == 404
+
+
+def test_an_event_of_a_megabyte_passes_as_it_is(stage: SimpleNamespace) -> None:
+    answer = ask(stage.port, stream=True, tokens=2, long_event=1_000_000)
+    assert answer.body == b"data: " + b"x" * 1_000_000 + b"\n\n" + stream_body(2)
+
+
+def test_a_client_that_closes_its_side_half_way_leaks_nothing(stage: SimpleNamespace) -> None:
+    head, body = completion(tokens=1).split(b"\r\n\r\n")
+    for cut in (head[:30], head + b"\r\n\r\n", head + b"\r\n\r\n" + body[:5]):
+        with connect(stage.port) as sock:
+            sock.sendall(cut)
+            sock.shutdown(socket.SHUT_WR)
+            assert b"200 OK" not in b"".join(iter(lambda sock=sock: sock.recv(4096), b""))
+    wait_until(lambda: stage.router.stats().connections == 0, "no connection is left")
 
 
 def test_hop_by_hop_fields_end_at_the_router(stage: SimpleNamespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
@@ -21,6 +22,8 @@ from router_harness import (
     wait_until,
 )
 from router_replica import stream_body
+
+from tidecell.traffic.http1 import Chunks
 
 
 class Stage:
@@ -168,6 +171,39 @@ def test_requests_wait_while_nothing_is_ready_and_are_served_once_something_is(s
     assert min(line["queue_ms"] for line in stage.router.access_lines(5)) > 0
 
 
+def test_a_stream_that_waits_is_told_so_in_comments_and_then_gets_its_tokens(stage: Stage) -> None:
+    stage.router.put(route())
+    with connect(stage.router.port) as sock:
+        sock.sendall(completion(stream=True, tokens=20) * 2)  # the second one on the same connection
+        early = b""
+        while b": waiting for a replica of chat since 2 s, 0 others wait" not in early:
+            early += sock.recv(4096)
+        assert early.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n")
+        stage.router.put(route(stage.replica("a").endpoint()))
+        rest = b""
+        while rest.count(b"\r\n0\r\n\r\n") < 2:
+            rest += sock.recv(65536)
+    first, _, second = (early + rest).partition(b"0\r\n\r\nHTTP/1.1 200")
+    assert payload(first.partition(b"\r\n\r\n")[2] + b"0\r\n\r\n").endswith(b"\n\n" + stream_body(20))
+    assert payload(second.partition(b"\r\n\r\n")[2]) == stream_body(20)
+    assert [line["outcome"] for line in stage.router.access_lines(2)] == ["ok", "ok"]
+
+
+def test_an_error_after_the_stream_began_arrives_as_an_event(stage: Stage) -> None:
+    stage.router.put(route(queue_timeout_s=2.6))
+    late = ask(stage.router.port, stream=True)
+    assert (late.status, late.is_complete) == (200, True)
+    comment, data = late.body.decode().split("\n\n")[:2]
+    assert comment.startswith(": waiting")
+    assert json.loads(data.removeprefix("data: "))["error"]["code"] == "queue_timeout"
+
+
+def payload(chunks: bytes) -> bytes:
+    parts: list[bytes] = []
+    Chunks().feed(chunks, parts)
+    return b"".join(parts)
+
+
 def test_waiting_has_a_deadline_and_the_queue_a_bound(stage: Stage) -> None:
     stage.router.put(route(max_queue=1, queue_timeout_s=0.5))
     thread, results = in_background(lambda: ask(stage.router.port))
@@ -218,6 +254,46 @@ def test_a_restarted_router_serves_the_last_table_before_anybody_pushes_one(stag
     stage.restart_router()
     assert ask(stage.router.port).status == 200
     assert stage.router.stats().version == 7
+
+
+def test_while_a_router_that_was_killed_starts_again_nobody_is_refused(tmp_path: Path) -> None:
+    """The socket is kept by the test here, by the agent in a cell."""
+    replica = ReplicaProcess("a")
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        options = ("--listen-fd", str(listener.fileno()))
+        port = listener.getsockname()[1]
+        router = RouterProcess(tmp_path, *options, keep=(listener.fileno(),))
+        try:
+            assert router.port == port
+            router.put(route(replica.endpoint()))
+            for _ in range(3):
+                router.kill()
+                waiting = [in_background(lambda: ask(port)) for _ in range(8)]
+                router = RouterProcess(tmp_path, *options, keep=(listener.fileno(),))
+                for thread, results in waiting:
+                    thread.join()
+                    assert results[0].status == 200
+        finally:
+            router.kill()
+            replica.kill()
+
+
+def test_two_routers_share_a_port(tmp_path: Path) -> None:
+    replica = ReplicaProcess("a")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = RouterProcess(tmp_path / "one", "--reuse-port")
+    two = RouterProcess(tmp_path / "two", "--reuse-port", "--port", str(one.port))
+    try:
+        for router in (one, two):
+            router.put(route(replica.endpoint()))
+        assert {ask(one.port).status for _ in range(40)} == {200}
+        served = [router.stats().services["chat"].requests_total for router in (one, two)]
+        assert sum(served) == 40
+        assert min(served) > 0
+    finally:
+        for process in (one, two, replica):
+            process.kill()
 
 
 def test_sigterm_finishes_what_is_in_flight_and_exits_with_0(stage: Stage) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -215,3 +216,26 @@ def test_task_waits_with_reason_holder_and_a_fix_that_works(
 def test_description_and_health_need_no_token(client: Client, name: str) -> None:
     assert httpx.get(client.url + name, trust_env=False).status_code == 200
     assert httpx.get(client.url + "/v1/jobs", trust_env=False).status_code == 401
+
+
+def test_a_killed_router_refuses_no_connection_while_the_agent_starts_it_again(
+    cell, client: Client, wait_until: Callable[..., None]
+) -> None:
+    router_port = int(client.router_url.rpartition(":")[2])
+    pid = _router_pid(router_port)
+    os.kill(pid, signal.SIGKILL)
+    for _ in range(20):  # connections are taken at once, and answered by the next router
+        answer = httpx.get(f"{client.router_url}/health", trust_env=False, timeout=20)
+        assert answer.status_code == 200
+    wait_until(lambda: _router_pid(router_port) not in (0, pid))
+
+
+def _router_pid(port: int) -> int:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            argv = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"tidecell.traffic.router" in argv and b"%d" % port in argv:
+            return int(path.parent.name)
+    return 0

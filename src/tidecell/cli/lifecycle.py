@@ -59,7 +59,8 @@ def _services(home: Home, config: Config) -> list[wire.Supervise]:
     control = (python, "-m", "tidecell.server", "--home", path)
     router = (python, "-m", "tidecell.traffic.router", "--home", path, "--host", config.host)
     ports = ("--port", str(config.router_port), "--control", str(home.socket_path("router")))
-    return [wire.Supervise("control", control), wire.Supervise("router", (*router, *ports))]
+    listen = (config.host, config.router_port)
+    return [wire.Supervise("control", control), wire.Supervise("router", (*router, *ports), listen)]
 
 
 def _with_ports(home: Home, config: Config) -> Config:

@@ -162,7 +162,7 @@ class Agent:
         if isinstance(message, wire.Attach):
             self._attach(link, message.epoch)
         elif isinstance(message, wire.Supervise):
-            self.services.keep(message.name, message.argv)
+            self.services.keep(message.name, message.argv, message.listen)
         elif isinstance(message, wire.Shutdown):
             self.begin_shutdown(message.grace_s)
         elif link is not self.control:

@@ -2,7 +2,7 @@
 
 The fork happens in the agent, which is small: forking a large process costs milliseconds per gigabyte.
 What a task inherits is set here and nowhere else: environment from an allow-list, signals at their
-defaults, no descriptors but the three standard ones.
+defaults, no descriptors but the three standard ones (the router's standard input is the socket it serves).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Launch:
         nice: Added niceness; batch work gives way to serving on a busy core.
         oom_score: What is added to the kernel's badness when memory runs out; the highest dies first.
         group: cgroup to join, or None.
+        stdin: Descriptor that becomes its standard input, None: it has none.
     """
 
     argv: Sequence[str]
@@ -47,6 +48,7 @@ class Launch:
     oom_score: int = 0
     group: Path | None = None
     measured: bool = True
+    stdin: int | None = None
 
 
 def base_env() -> dict[str, str]:
@@ -100,8 +102,8 @@ def _become(launch: Launch, out: int, err: int, tell: int) -> NoReturn:
         set_oom_score(launch.oom_score)
         what = f"workdir '{launch.workdir}' cannot be entered"
         os.chdir(launch.workdir)
-        null = os.open("/dev/null", os.O_RDONLY)
-        for fd, to in ((null, 0), (out, 1), (err, 2)):
+        given = os.open("/dev/null", os.O_RDONLY) if launch.stdin is None else launch.stdin
+        for fd, to in ((given, 0), (out, 1), (err, 2)):
             os.dup2(fd, to)
         os.set_inheritable(tell, False)
         os.closerange(3, tell)

@@ -1,9 +1,14 @@
-"""The cell's own processes, control plane and router: kept running by the agent."""
+"""The cell's own processes, control plane and router: kept running by the agent.
+
+What clients connect to outlives the process that serves it: the agent holds the listening socket, so that
+while the router is started again connections wait in the kernel's queue instead of being refused.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +18,7 @@ from tidecell.engines import process
 from tidecell.engines.ledger import Ledger, Running
 from tidecell.telemetry import log_line
 
+BACKLOG = 2048
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 10.0
 STABLE_AFTER_S = 30.0
@@ -24,6 +30,8 @@ class Service:
 
     name: str
     argv: tuple[str, ...]
+    listen: tuple[str, int] = ("", 0)
+    listener: socket.socket | None = None
     pid: int = 0
     started_s: float = 0.0
     failures: int = 0
@@ -50,11 +58,13 @@ class Supervisor:
         self._is_stopping = is_stopping
         self._services: dict[str, Service] = {}
 
-    def keep(self, name: str, argv: tuple[str, ...]) -> None:
+    def keep(self, name: str, argv: tuple[str, ...], listen: tuple[str, int] = ("", 0)) -> None:
         """Keep a service running; one that runs is left alone."""
         known = self._services.get(name)
         if known is None or not known.pid:
-            self._services[name] = Service(name, argv)
+            if known is not None:
+                _stop_listening(known)
+            self._services[name] = Service(name, argv, listen)
             self._start(self._services[name])
 
     def pids(self) -> list[int]:
@@ -71,7 +81,9 @@ class Supervisor:
         return True
 
     def terminate(self) -> None:
-        """Ask all of them to end."""
+        """Ask all of them to end; nobody can connect any more."""
+        for service in self._services.values():
+            _stop_listening(service)
         for pid in self.pids():
             process.signal_group(pid, signal.SIGTERM)
 
@@ -80,7 +92,10 @@ class Supervisor:
             return
         log = self._home / "log" / f"{service.name}.log"
         env = {**os.environ, "TIDECELL_HOME": str(self._home.path)}
-        launch = process.Launch(service.argv, env, str(self._home.path), log, log, measured=False)
+        argv, stdin = service.argv, _listen(service)
+        if stdin is not None:
+            argv = (*argv, "--listen-fd", "0")
+        launch = process.Launch(argv, env, str(self._home.path), log, log, measured=False, stdin=stdin)
         service.started_s = time.time()
         try:
             service.pid = process.start(launch)
@@ -100,3 +115,22 @@ class Supervisor:
         wait_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2 ** (service.failures - 1))
         log_line(f"agent: {service.name} ended ({exit_code}) after {ran_s:.1f} s; again in {wait_s:.1f} s")
         self._later(time.time() + wait_s, lambda: self._start(service))
+
+
+def _listen(service: Service) -> int | None:
+    """Return the descriptor of the service's socket; None if it has none, or has to listen for itself.
+
+    The latter happens while a router that an earlier agent left behind still has the port.
+    """
+    if service.listener is None and service.listen[1]:
+        try:
+            service.listener = socket.create_server(service.listen, backlog=BACKLOG)
+        except OSError as error:
+            log_line(f"agent: {service.name} has to listen for itself: {error}")
+    return service.listener.fileno() if service.listener is not None else None
+
+
+def _stop_listening(service: Service) -> None:
+    if service.listener is not None:
+        service.listener.close()
+        service.listener = None

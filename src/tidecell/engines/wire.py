@@ -33,10 +33,16 @@ class Ack(msgspec.Struct, frozen=True, tag="ack"):
 
 
 class Supervise(msgspec.Struct, frozen=True, tag="supervise"):
-    """Keep one of the cell's own processes running."""
+    """Keep one of the cell's own processes running.
+
+    Attributes:
+        listen: Host and port that the agent listens on for it, restarts included: the process gets the
+            socket as its standard input, ``--listen-fd 0`` being added to its arguments. Port 0: none.
+    """
 
     name: str
     argv: tuple[str, ...]
+    listen: tuple[str, int] = ("", 0)
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):

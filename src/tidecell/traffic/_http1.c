@@ -517,6 +517,38 @@ twin:
     return result;
 }
 
+/* The number after `"name" :`, from at on; -1: none. As the twin's regular expressions find it. */
+static long long count_after(const char *at, const char *end, const char *name) {
+    Py_ssize_t len = strlen(name);
+    while (end - at >= len && (at = memchr(at, '"', end - at - len + 1))) {
+        const char *i = at + len;
+        if (memcmp(at++, name, len)) continue;
+        while (i < end && (*i == ' ' || (*i >= '\t' && *i <= '\r'))) i++;
+        if (i >= end || *i++ != ':') continue;
+        while (i < end && (*i == ' ' || (*i >= '\t' && *i <= '\r'))) i++;
+        Py_ssize_t count = 0;
+        while (count < 12 && i + count < end && i[count] >= '0' && i[count] <= '9') count++;
+        if (count) return number(i, count);
+    }
+    return -1;
+}
+
+PyDoc_STRVAR(find_usage_doc, "find_usage(tail) -> (prompt tokens, completion tokens) after the last `\"usage\"`");
+
+static PyObject *find_usage(PyObject *self, PyObject *arg) {
+    if (!PyBytes_Check(arg)) return PyErr_Format(PyExc_TypeError, "bytes are needed");
+    const char *data = PyBytes_AS_STRING(arg), *end = data + PyBytes_GET_SIZE(arg);
+    for (const char *at = end - 7; at >= data && end - at <= 16384; at--) {
+        if (*at != '"' || memcmp(at, "\"usage\"", 7)) continue;
+        long long in = count_after(at, end, "\"prompt_tokens\""), out = count_after(at, end, "\"completion_tokens\"");
+        if (in < 0 && out < 0) break;
+        if (in < 0) return Py_BuildValue("OL", Py_None, out);
+        if (out < 0) return Py_BuildValue("LO", in, Py_None);
+        return Py_BuildValue("LL", in, out);
+    }
+    return Py_BuildValue("OO", Py_None, Py_None);
+}
+
 static PyObject *use_types(PyObject *self, PyObject *args) {
     PyObject *request, *response;
     if (!PyArg_ParseTuple(args, "OO", &request, &response)) return NULL;
@@ -530,6 +562,7 @@ static PyMethodDef methods[] = {
     {"parse_request", parse_request, METH_O, parse_request_doc},
     {"parse_response", (PyCFunction)(void (*)(void))parse_response, METH_FASTCALL, parse_response_doc},
     {"skip_chunks", (PyCFunction)(void (*)(void))skip_chunks, METH_FASTCALL, skip_chunks_doc},
+    {"find_usage", find_usage, METH_O, find_usage_doc},
     {"scan_body", scan_body, METH_O, scan_body_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -20,7 +20,8 @@ Fields of a line (``schema`` 1), for people and for the simulator, which replays
 
 Outcomes: ``ok`` (answered in full with a status under 500), ``upstream_5xx``, ``upstream_lost`` (failed
 before it answered), ``stream_broken`` (failed later), ``timeout``, ``queue_full``, ``queue_timeout``,
-``removed`` (the service went while the request waited), ``late`` (its deadline passed), ``client_closed``, ``client_stalled``, ``shutdown``.
+``removed`` (the service went while the request waited), ``late`` (its deadline passed), ``client_closed``,
+``client_stalled``, ``shutdown``.
 Not admitted, so without a service: ``unauthorized``, ``not_found``, ``bad_request``, ``method_not_allowed``.
 
 Tokens, headers and bodies never get here. Lines are buffered for at most half a second.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -65,6 +67,30 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     schema: int = SCHEMA
 
 
+# The fields of a Line in order, but for what takes time to make: the id, the method and the target are bytes,
+# the time is on the clock of ``time.monotonic``. Lines are made from them many at once.
+Entry = tuple[
+    float,
+    bytes,
+    str,
+    str,
+    str,
+    bytes,
+    bytes,
+    int,
+    bool,
+    float | None,
+    float,
+    float,
+    int,
+    int,
+    int | None,
+    int | None,
+    int,
+    str,
+]
+
+
 class AccessLog:
     """Appends lines to ``path`` and rotates it by size: ``path.1`` is the newest of the old ones.
 
@@ -78,15 +104,15 @@ class AccessLog:
         self._path = path
         self._max_bytes = max_bytes
         self._num_kept = num_kept
-        self._lines: list[Line] = []
+        self._lines: list[Line | Entry] = []
         self._fd = -1
         self._size_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._encode = msgspec.json.Encoder().encode_lines
         self.num_lost = 0
 
-    def write(self, line: Line) -> None:
-        """Take a line; it is in the file at the latest ``FLUSH_S`` later."""
+    def write(self, line: Line | Entry) -> None:
+        """Take a line, or what one is made of; it is in the file at the latest ``FLUSH_S`` later."""
         self._lines.append(line)
         if len(self._lines) >= FLUSH_LINES:
             self.flush()
@@ -101,8 +127,9 @@ class AccessLog:
         if not self._lines:
             return
         lines, self._lines = self._lines, []
+        wall_s = time.time() - time.monotonic()
         try:
-            self._append(self._encode(lines))
+            self._append(self._encode([_line(line, wall_s) for line in lines]))
         except OSError:
             self.num_lost += len(lines)
 
@@ -129,3 +156,27 @@ class AccessLog:
             newer = self._path if number == 1 else self._path.with_name(f"{self._path.name}.{number - 1}")
             if newer.exists():
                 newer.replace(older)
+
+
+def _line(entry: Line | Entry, wall_s: float) -> Line:
+    """Return the line; ``wall_s`` is what the wall clock is ahead of the monotonic one."""
+    if isinstance(entry, Line):
+        return entry
+    at_s, request_id, service, model, endpoint, method, target, status, stream, ttft_ms, duration_ms = entry[
+        :11
+    ]
+    return Line(
+        round(at_s + wall_s, 6),
+        request_id.decode("ascii"),
+        service,
+        model,
+        endpoint,
+        method.decode("ascii"),
+        target.partition(b"?")[0].decode("ascii"),
+        status,
+        stream,
+        None if ttft_ms is None else round(ttft_ms, 3),
+        round(duration_ms, 3),
+        round(entry[11], 3),
+        *entry[12:],
+    )

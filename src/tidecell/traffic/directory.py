@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from tidecell.traffic.http1 import ProtocolError, RequestHead
-from tidecell.traffic.peek import NO_PEEK, Peek, peek
+from tidecell.traffic.peek import NO_PEEK, Found, peek
 from tidecell.traffic.replies import Reply, error, json_reply
 from tidecell.traffic.table import Table
 
@@ -31,9 +31,14 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class ByModel(msgspec.Struct, frozen=True):
-    """The body has to say which model is meant."""
+    """The body has to say which model is meant.
+
+    Attributes:
+        targets: Where each model leads.
+    """
 
     path: bytes
+    targets: dict[str, Target] = {}
 
 
 class Directory:
@@ -58,27 +63,19 @@ class Directory:
         self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
         self._tokens = [token.lower().encode() for token in table.tokens]
         self._created_s = created_s
-        self._keys: dict[bytes, str] = {}
-        self._resolved: dict[tuple[bytes, bytes], Target | ByModel] = {}
+        self.known: dict[tuple[bytes, bytes, bytes], tuple[str, Target | ByModel]] = {}
 
     def authorize(self, head: RequestHead) -> str | Reply:
-        """Return the key (the SHA-256 of its token) if the request may pass, else the refusal.
+        """Return the key (SHA-256 of the token) if the request may pass, else the refusal.
 
-        A token is compared in constant time with every known one; one that passed is known by its field from
-        then on.
+        Compares in constant time, every token.
         """
         if not self._tokens or (head.target == b"/health" and not self._service_of_host(head.host)):
             return ""
-        key = self._keys.get(head.authorization)
-        if key is not None:
-            return key
         scheme, _, token = head.authorization.partition(b" ")
         digest = hashlib.sha256(token.strip(b" ")).hexdigest().encode()
         matches = [hmac.compare_digest(digest, known) for known in self._tokens]
         if scheme.lower() == b"bearer" and any(matches):
-            if len(self._keys) >= MAX_REMEMBERED:
-                self._keys.clear()
-            self._keys[head.authorization] = digest.decode()
             return digest.decode()
         message = "a bearer token is needed: send 'Authorization: Bearer TOKEN' with a token of this cell"
         return error(401, message, "unauthorized", code="invalid_api_key")
@@ -88,20 +85,24 @@ class Directory:
         """Whether requests carry a token for the router; it is then not passed on to replicas."""
         return bool(self._tokens)
 
+    def enter(self, head: RequestHead) -> tuple[str, Target | ByModel | Reply]:
+        """Return the key of a request and where it goes, or the refusal.
+
+        What was found once for a token, host and target is in ``known`` from then on, where it may be looked
+        for first. Refusals are not.
+        """
+        key = self.authorize(head)
+        if not isinstance(key, str):
+            return "", key
+        where = self.resolve(head)
+        if not isinstance(where, Reply):
+            if len(self.known) >= MAX_REMEMBERED:
+                self.known.clear()
+            self.known[head.authorization, head.host, head.target] = (key, where)
+        return key, where
+
     def resolve(self, head: RequestHead) -> Target | ByModel | Reply:
         """Return where the request goes as far as its head says it."""
-        place = (head.host, head.target)
-        found = self._resolved.get(place)
-        if found is not None:
-            return found
-        where = self._resolve(head)
-        if not isinstance(where, Reply):
-            if len(self._resolved) >= MAX_REMEMBERED:
-                self._resolved.clear()
-            self._resolved[place] = where
-        return where
-
-    def _resolve(self, head: RequestHead) -> Target | ByModel | Reply:
         service = self._service_of_host(head.host)
         if service:
             return self._target(service, head.target)
@@ -118,24 +119,24 @@ class Directory:
         if path.startswith(b"/v1/models/"):
             return self._read_only(head, self._model(path[len(b"/v1/models/") :]))
         if path.startswith(b"/v1/"):
-            return ByModel(head.target)
+            targets = {model: Target(service, head.target) for model, service in self._models.items()}
+            return ByModel(head.target, targets)
         known = "/v1/…, /services/<name>/… and /health"
         return error(404, f"nothing is served at {path.decode('ascii')!r}; known are {known}", "not_found")
 
-    def by_model(self, target: ByModel, body: bytes) -> tuple[Target | Reply, Peek]:
+    def by_model(self, target: ByModel, body: bytes) -> tuple[Target | Reply, Found]:
         """Return where a ``/v1`` request goes, and what its body says."""
-        found = NO_PEEK
+        found: Found = NO_PEEK
         if body:
             try:
                 found = peek(body)
             except ProtocolError as problem:
                 return error(problem.status, problem.message, "bad_request"), found
-        if not found.model:
+        model = found[0]
+        if not model:
             return self._without_model(target), found
-        service = self._models.get(found.model)
-        if service is None:
-            return self._unknown_model(found.model), found
-        return Target(service, target.path), found
+        where = target.targets.get(model)
+        return (self._unknown_model(model) if where is None else where), found
 
     def models(self) -> dict[str, Any]:
         """Return the list of models as OpenAI's API shows it."""

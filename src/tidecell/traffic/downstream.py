@@ -14,13 +14,21 @@ import enum
 import re
 import socket
 import struct
+from itertools import count
 from typing import Protocol, cast
 
 from tidecell.traffic.directory import ByModel, Directory, Target
 from tidecell.traffic.exchange import Context, Exchange
 from tidecell.traffic.fleet import Service
-from tidecell.traffic.http1 import Chunks, ProtocolError, RequestHead, find_head, read_request
-from tidecell.traffic.peek import NO_PEEK, Peek
+from tidecell.traffic.http1 import (
+    Chunks,
+    ProtocolError,
+    RequestHead,
+    find_head,
+    read_request,
+    scan_request,
+)
+from tidecell.traffic.peek import NO_PEEK, Found
 from tidecell.traffic.policy import ADMIT
 from tidecell.traffic.replies import CONTINUE, Reply, error
 from tidecell.traffic.request import Request
@@ -48,6 +56,8 @@ class Gateway(Context, Protocol):
     """What a client's connection needs of the router."""
 
     directory: Directory
+    numbers: count[int]  # of the requests, in the order in which they came
+    id_prefix: bytes  # of an id for a request that came without one
 
     def opened(self, connection: ClientConnection) -> None:
         """Watch its deadlines."""
@@ -57,12 +67,6 @@ class Gateway(Context, Protocol):
 
     def find(self, service: str) -> Service | None:
         """Return the service of that name, None if it has left the table."""
-
-    def next_sequence(self) -> int:
-        """Return a number larger than all before."""
-
-    def make_request_id(self, number: int) -> bytes:
-        """Return an id for a request that came without one."""
 
     def refused(self, head: RequestHead | None, request_id: bytes, reply: Reply) -> None:
         """Count (and log) a request that was not admitted."""
@@ -286,17 +290,14 @@ class ClientConnection(asyncio.Protocol):
         self._is_advancing = True
         try:
             if self._state is State.HEAD:
-                head = read_request(data)
+                head = scan_request(data) or read_request(data)
                 if head is None:
                     self._buffer += data
                     self._scanned = len(data)
                     return
                 self._begin(head)
                 data = data[head.size :]
-            if self._state is State.BODY:
-                self._take_body(data)
-            elif self._state is State.UPLOAD:
-                self._pass_on(data)
+            self._take_body(data)
         except ProtocolError as problem:
             self._refuse_and_close(error(problem.status, problem.message, "bad_request"))
         finally:
@@ -308,18 +309,15 @@ class ClientConnection(asyncio.Protocol):
         """Decide what the head allows, before any of the body is taken."""
         gateway = self._gateway
         self._head = head
-        self._sequence = number = gateway.next_sequence()
+        self._sequence = number = next(gateway.numbers)
         given_id = head.request_id
         if given_id and _REQUEST_ID.fullmatch(given_id):
             self._request_id = given_id
         else:
-            self._request_id = gateway.make_request_id(number)
-        key = gateway.directory.authorize(head)
-        if isinstance(key, str):
-            self._key = key
-            self._verdict = gateway.directory.resolve(head)
-        else:
-            self._verdict = key
+            self._request_id = gateway.id_prefix + b"%x" % number
+        directory = gateway.directory
+        known = directory.known.get((head.authorization, head.host, head.target))
+        self._key, self._verdict = known or directory.enter(head)
         self._body_bytes = 0
         self._chunks = Chunks() if head.content_length < 0 else None
         self._state = State.BODY
@@ -345,9 +343,14 @@ class ClientConnection(asyncio.Protocol):
             raise ProtocolError(413, f"the body has {body_bytes} bytes; allowed are {limit}")
 
     def _take_body(self, data: bytes) -> None:
-        """Take more of a body that is held whole."""
+        """Take more of a body."""
         head = self._head
-        if head is None:
+        if head is None or self._state is not State.BODY:
+            if self._state is State.UPLOAD:
+                self._pass_on(data)
+            return
+        if len(data) == head.content_length and self._body_bytes == 0:
+            self._route(head, data)
             return
         if self._chunks is not None:
             self._take_chunks(head, self._chunks, data)
@@ -418,7 +421,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _route(self, head: RequestHead, body: bytes) -> None:
         """Admit the complete request, or answer it."""
-        verdict, found = self._verdict, NO_PEEK
+        found: Found = NO_PEEK
+        verdict = self._verdict
         if isinstance(verdict, ByModel):
             verdict, found = self._gateway.directory.by_model(verdict, body)
         if isinstance(verdict, Target):
@@ -430,18 +434,19 @@ class ClientConnection(asyncio.Protocol):
             self._answer(head, verdict)
 
     def _admit(
-        self, head: RequestHead, body: bytes, target: Target, found: Peek, body_bytes: int
+        self, head: RequestHead, body: bytes, target: Target, found: Found, body_bytes: int
     ) -> Exchange | None:
         """Ask the policies; answer here what they refuse."""
         gateway = self._gateway
         now_s = gateway.now()
+        model, stream, max_tokens, user = found
         request = Request(
             target.service,
-            found.model,
+            model,
             self._key,
-            found.stream,
-            found.max_tokens,
-            found.user,
+            stream,
+            max_tokens,
+            user,
             body_bytes,
             head,
             body,

@@ -19,11 +19,11 @@ Which failures are tried again:
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
-from tidecell.traffic.access_log import AccessLog, Line
+from tidecell.traffic import waiting
+from tidecell.traffic.access_log import AccessLog
 from tidecell.traffic.fleet import Replica, Service
 from tidecell.traffic.http1 import ResponseHead
 from tidecell.traffic.policy import ADMIT, Decision, End, Policies
@@ -32,6 +32,7 @@ from tidecell.traffic.replies import Reply, error
 from tidecell.traffic.request import Limits, Request
 from tidecell.traffic.upload import Upload
 from tidecell.traffic.upstream import Framing, UpstreamConnection
+from tidecell.traffic.usage import Usage, find_usage
 
 MAX_LOST = 3
 
@@ -64,12 +65,10 @@ class Context(Protocol):
     log: AccessLog
     policies: Policies
     is_closing: bool
+    exchanges: set[Exchange]  # whose deadlines are watched
 
-    def started(self, exchange: Exchange) -> None:
-        """Watch its deadlines."""
-
-    def ended(self, exchange: Exchange) -> None:
-        """Watch it no longer."""
+    def watch(self) -> None:
+        """Look at the deadlines from now on; called when ``exchanges`` gets its first."""
 
 
 class Exchange:
@@ -82,7 +81,9 @@ class Exchange:
         "_connect",
         "_context",
         "_decision",
+        "_endpoint_id",
         "_fresh_only",
+        "_has_begun",
         "_is_paused",
         "_is_tunnel",
         "_num_attempts",
@@ -94,12 +95,14 @@ class Exchange:
         "_relay",
         "_replica",
         "_request",
+        "_said_s",
         "_service",
         "_status",
         "_tried",
         "_ttft_s",
         "_upload",
         "_upstream",
+        "_whole_bytes",
         "is_done",
         "is_queued",
         "method",
@@ -127,6 +130,8 @@ class Exchange:
         self.is_queued = False
         self.is_done = False
         self._replica: Replica | None = None
+        self._endpoint_id = ""
+        self._whole_bytes = 0
         self._upstream: UpstreamConnection | None = None
         self._connect: asyncio.Task[None] | None = None
         self._relay: Relay | None = None
@@ -134,6 +139,8 @@ class Exchange:
         self._num_attempts = 0
         self._num_lost = 0
         self._fresh_only = False
+        self._has_begun = False  # the client has the head of a stream already, see ``waiting``
+        self._said_s = 0.0
         self._is_paused = False
         self._is_tunnel = False
         self._status = 499
@@ -142,7 +149,7 @@ class Exchange:
         self._queue_s = 0.0
         self._progress_bytes = 0
         self._ttft_s = 0.0
-        self._upload: Upload | None = None
+        self._upload = Upload(request.body_bytes < 0) if request.streams_body else None
 
     # -- finding a replica
 
@@ -151,7 +158,10 @@ class Exchange:
         service = self._service
         service.meter.admitted(self._admitted_s)
         service.budget.deposit()
-        self._context.started(self)
+        exchanges = self._context.exchanges
+        if not exchanges:
+            self._context.watch()
+        exchanges.add(self)
         self._go(self._admitted_s)
 
     def dispatch(self) -> None:
@@ -172,6 +182,7 @@ class Exchange:
             self._wait(now_s)
             return
         self._replica = replica
+        self._endpoint_id = replica.id
         self._attempt_s = now_s
         self._num_attempts += 1
         replica.load.in_flight += 1
@@ -179,7 +190,7 @@ class Exchange:
         service.balancer.on_start(replica.load, self._request, now_s)
         connection = None if self._fresh_only else _pooled(replica)
         if connection is not None:
-            self._send(connection)
+            self._send(connection, now_s)
         else:
             self._connect = self._context.loop.create_task(self._open(replica))
 
@@ -224,7 +235,7 @@ class Exchange:
         was_unreachable = replica.health.num_refusals > 0
         replica.health.connected()
         if not self.is_done:
-            self._send(connection)
+            self._send(connection, self._context.now())
         elif not connection.rest():
             connection.close()
         if was_unreachable:
@@ -247,16 +258,16 @@ class Exchange:
         replica.health.pause_over()
         self._service.flush(self._context.now(), most=1)
 
-    def _send(self, connection: UpstreamConnection) -> None:
+    def _send(self, connection: UpstreamConnection, now_s: float) -> None:
         self._upstream = connection
-        self._progress_s = self._context.now()
+        self._progress_s = now_s
         connection.send(self, self._request.wire_head(), self._request.body)
         if self._is_paused:
             connection.pause()
         if self._upload is not None:
             connection.is_single_use = True
-            connection.write(self._upload.begin())
             self._client.hold(False)
+            connection.write(self._upload.begin())
 
     # -- a body that is passed through
 
@@ -264,7 +275,7 @@ class Exchange:
         """Pass on part of a body that is not held whole; before a replica is connected it waits here."""
         upload = self._upload
         if upload is None:
-            upload = self._upload = Upload(self._request.body_bytes < 0)
+            return
         self._progress_s = self._context.now()
         framed = upload.take(data, is_last)
         if self._upstream is None:
@@ -294,7 +305,7 @@ class Exchange:
         keep_alive = request.head.keep_alive and not self._context.is_closing
         if self._upload is not None and not self._upload.is_done:
             keep_alive = False  # the rest of the body is of no use to anybody
-        relay = Relay(request.head, head, framing, request.request_id, keep_alive)
+        relay = Relay(request.head, head, framing, request.request_id, keep_alive, self._has_begun)
         self._relay = relay
         self._client.write(relay.head + relay.body(data, is_done))
         if framing is Framing.TUNNEL:
@@ -302,6 +313,28 @@ class Exchange:
             self._client.tunnel_started()
         if is_done:
             self._complete(relay)
+
+    def response_whole(self, head: ResponseHead, data: bytes) -> None:
+        """Pass an answer on that came at once, unless the replica is to be replaced."""
+        self._upstream = None
+        request, status = self._request, head.status
+        is_common = status < 500 and not self.wants_payload and self._upload is None
+        if not is_common or not request.head.keep_alive or self._context.is_closing:
+            self.response_start(head, Framing.LENGTH, data[head.size :], True)
+            return
+        now_s = self._context.now()
+        self._note_answer(status, now_s)
+        self._status = status
+        self._ttft_s = now_s
+        self._whole_bytes = len(data) - head.size
+        lines = head.forward
+        if head.has_request_id:
+            self._client.write(b"%b\r\n%b\r\n%b" % (head.status_line, lines, data[head.size :]))
+        else:
+            parts = (head.status_line, lines, request.request_id, data[head.size :])
+            self._client.write(b"%b\r\n%bx-request-id: %b\r\n\r\n%b" % parts)
+        self._end("ok", find_usage(data))
+        self._client.exchange_finished(True)
 
     def response_data(self, data: bytes, is_done: bool) -> None:
         """Pass part of the body on."""
@@ -349,12 +382,13 @@ class Exchange:
         if replica is None:
             return
         ttft_ms = (now_s - self._progress_s) * 1000.0
-        replica.load.observe_latency(ttft_ms)
-        self._service.balancer.on_first_byte(replica.load, self._request, ttft_ms, now_s)
+        load, health = replica.load, replica.health
+        load.observe_latency(ttft_ms)
+        self._service.balancer.on_first_byte(load, self._request, ttft_ms, now_s)
         if status >= 500:
             self._note_failure(now_s)
-        else:
-            replica.health.succeeded(now_s)
+        elif health.consecutive_failures or health.num_ejections:
+            health.succeeded(now_s)
 
     def _note_failure(self, now_s: float) -> None:
         if self._replica is not None:
@@ -365,7 +399,7 @@ class Exchange:
                 self._service.note_trouble(self._replica)
 
     def _may_retry(self) -> bool:
-        if self._upload is not None or self._request.streams_body:
+        if self._upload is not None:
             return False  # what was passed through cannot be sent again
         return self._num_lost < MAX_LOST and self._service.budget.allow(self._num_lost)
 
@@ -438,6 +472,19 @@ class Exchange:
         elif self._queue_s + now_s - self._queued_at_s >= timeout_s:
             message = f"no replica of {self._service.name!r} was ready within {timeout_s:g} s"
             self._refuse(error(504, message, "queue_timeout", retry_after_s=5))
+        elif self._request.stream and not self._request.head.is_http10 and not self._is_paused:
+            self._say_that_it_waits(now_s)
+
+    def _say_that_it_waits(self, now_s: float) -> None:
+        """Begin the stream with comments while there is nothing else to say."""
+        waited_s = now_s - self._admitted_s
+        if waited_s < waiting.AFTER_S or now_s - self._said_s < waiting.EVERY_S:
+            return
+        if not self._has_begun:
+            self._has_begun = self.wants_payload = True
+            self._client.write(waiting.begin(self._request.request_id))
+        self._said_s = now_s
+        self._client.write(waiting.comment(self._service.name, self._service.num_queued, waited_s))
 
     def _time_out(self, message: str) -> None:
         if self._relay is None:
@@ -470,7 +517,10 @@ class Exchange:
         request = self._request
         keep_alive = request.head.keep_alive and not self._context.is_closing and not request.streams_body
         self._status = reply.status
-        self._client.write(reply.encode(keep_alive, request.request_id, self.method != b"HEAD"))
+        if self._has_begun:
+            self._client.write(waiting.chunk(waiting.event(reply.body)) + waiting.END)
+        else:
+            self._client.write(reply.encode(keep_alive, request.request_id, self.method != b"HEAD"))
         self._end(reply.outcome)
         self._client.exchange_finished(keep_alive)
 
@@ -479,7 +529,7 @@ class Exchange:
         self._end(outcome)
         self._client.exchange_broken(is_framed)
 
-    def _end(self, outcome: str) -> None:
+    def _end(self, outcome: str, usage: Usage | None = None) -> None:
         """Settle the one outcome: give back what is held, count, log."""
         if self.is_done:
             return
@@ -488,24 +538,24 @@ class Exchange:
             self._service.leave_queue(self)
         if self._upstream is not None:
             self._abandon_upstream()
-        self._context.ended(self)
-        now_s = self._context.now()
-        endpoint = self._replica.id if self._replica is not None else ""
-        end = self._how_it_ended(outcome, now_s)
-        if self._replica is not None:  # a connect task under way ends by itself and finds is_done
-            self._service.balancer.on_end(self._replica.load, self._request, end, now_s)
-            self._service.release(self._replica)
-            self._replica = None
+        self._context.exchanges.discard(self)
+        now_s, relay, service, replica = self._context.now(), self._relay, self._service, self._replica
+        if usage is None:
+            usage = (None, None) if relay is None else relay.usage()
+        end = End(
+            outcome,
+            self._status,
+            usage[0],
+            usage[1],
+            1 if relay is None else relay.frames,
+            (self._ttft_s - self._admitted_s) * 1000.0 if self._ttft_s else None,
+            (now_s - self._admitted_s) * 1000.0,
+        )
+        if replica is not None:  # a connect task under way ends by itself and finds is_done
+            service.balancer.on_end(replica.load, self._request, end, now_s)
+            service.release(replica)
         self._context.policies.admission.settle(self._request, end, now_s)
-        self._record(end, endpoint, now_s)
-
-    def _how_it_ended(self, outcome: str, now_s: float) -> End:
-        relay = self._relay
-        tokens_in, tokens_out = relay.usage() if relay is not None else (None, None)
-        ttft_ms = int((self._ttft_s - self._admitted_s) * 1e6) / 1000 if self._ttft_s else None
-        frames = relay.frames if relay is not None else 0
-        duration_ms = int((now_s - self._admitted_s) * 1e6) / 1000
-        return End(outcome, self._status, tokens_in, tokens_out, frames, ttft_ms, duration_ms)
+        self._record(end, now_s)
 
     def _abandon_upstream(self) -> None:
         if self._upstream is not None:
@@ -523,28 +573,28 @@ class Exchange:
         self._service.release(replica)
         self._replica = None
 
-    def _record(self, end: End, endpoint: str, now_s: float) -> None:
+    def _record(self, end: End, now_s: float) -> None:
         request, relay, service = self._request, self._relay, self._service
         if self._queued_at_s:
             self._queue_s += now_s - self._queued_at_s
-        retries = max(0, self._num_attempts - 1)
+        retries = self._num_attempts - 1 if self._num_attempts > 1 else 0
         service.meter.finished(end, retries, now_s)
         self._context.log.write(
-            Line(
-                int(time.time() * 1e6) / 1e6,
-                request.request_id.decode("ascii"),
+            (
+                now_s,
+                request.request_id,
                 service.name,
                 request.model,
-                endpoint,
-                request.head.method.decode("ascii"),
-                request.head.target.partition(b"?")[0].decode("ascii"),
+                self._endpoint_id,
+                self.method,
+                request.head.target,
                 end.status,
                 request.stream,
                 end.ttft_ms,
                 end.duration_ms,
-                int(self._queue_s * 1e6) / 1000,
-                max(0, request.body_bytes) if self._upload is None else self._upload.body_bytes,
-                relay.body_bytes if relay is not None else 0,
+                self._queue_s * 1000.0,
+                len(request.body) if self._upload is None else self._upload.body_bytes,
+                self._whole_bytes if relay is None else relay.body_bytes,
                 end.tokens_in,
                 end.tokens_out,
                 retries,
@@ -558,6 +608,6 @@ def _pooled(replica: Replica) -> UpstreamConnection | None:
     idle = replica.idle
     while idle:
         connection = idle.pop()
-        if isinstance(connection, UpstreamConnection) and connection.is_open:
-            return connection
+        if connection.is_open:
+            return cast(UpstreamConnection, connection)
     return None

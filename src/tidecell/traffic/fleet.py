@@ -25,6 +25,10 @@ class Connection(Protocol):
 
     idle_since_s: float
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be written to."""
+
     def close(self) -> None:
         """Close it; nobody uses it."""
 
@@ -77,12 +81,9 @@ class Replica:
         if state != "ready":
             self.close_idle()
 
-    def keep(self, connection: Connection) -> bool:
-        """Pool a connection for the next request; False if it has to be closed instead."""
-        if self.state != "ready" or len(self.idle) >= MAX_IDLE_PER_REPLICA:
-            return False
-        self.idle.append(connection)
-        return True
+    def takes_idle(self) -> bool:
+        """Return whether one more connection may rest in ``idle`` for the next request."""
+        return self.state == "ready" and len(self.idle) < MAX_IDLE_PER_REPLICA
 
     def forget(self, connection: Connection) -> None:
         """Take a connection that ended out of the pool."""
@@ -330,7 +331,10 @@ class Fleet:
         self._clock = clock
 
     def apply(self, table: Table, policies: Policies) -> None:
-        """Take over a table; requests that waited for what it brings are on their way when this returns."""
+        """Take over a table and its policies.
+
+        Requests that waited for what it brings are on their way when this returns.
+        """
         now_s = self._clock()
         named = {route.service for route in table.routes}
         for service in list(self.services.values()):

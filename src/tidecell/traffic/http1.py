@@ -126,7 +126,8 @@ class ResponseHead(msgspec.Struct, frozen=True, gc=False):
         content_length: Bytes of the body; -1: chunked, -2: until the connection closes.
         keep_alive: Whether the replica takes another request on this connection.
         has_request_id: Whether X-Request-Id is among its fields.
-        forward: The field lines for the client, names in lower case; those that frame the body are among them.
+        forward: The field lines for the client, names in lower case; those that frame the body are among
+            them.
         size: Bytes of the head.
     """
 
@@ -253,7 +254,7 @@ def read_request(data: bytes) -> RequestHead | None:
     Raises:
         ProtocolError: It breaks a rule.
     """
-    head = scanner.parse_request(data) if scanner is not None else None
+    head = scan_request(data)
     if head is None:
         length = find_head(data)
         head = parse_request(data[:length]) if length >= 0 else None
@@ -266,7 +267,7 @@ def read_response(data: bytes, method: bytes) -> ResponseHead | None:
     Raises:
         ProtocolError: It breaks a rule.
     """
-    head = scanner.parse_response(data, method == b"HEAD") if scanner is not None else None
+    head = scan_response(data, method == b"HEAD")
     if head is None:
         length = find_head(data)
         head = parse_response(data[:length], method) if length >= 0 else None
@@ -390,6 +391,16 @@ def _expects_continue(expect: bytes | None, is_http10: bool) -> bool:
     return not is_http10
 
 
+def scan_request(data: bytes) -> RequestHead | None:
+    """Return the plain head that ``data`` starts with; None: ask ``read_request``. Only C knows any."""
+    return None
+
+
+def scan_response(data: bytes, is_head: bool) -> ResponseHead | None:
+    """Return the plain head that ``data`` starts with; None: ask ``read_response``. Only C knows any."""
+    return None
+
+
 class Chunks:
     """Follows a chunked body through any split into pieces, without copying it unless asked to.
 
@@ -482,3 +493,5 @@ class Chunks:
 
 if scanner is not None:
     scanner.use_types(RequestHead, ResponseHead)
+    scan_request = scanner.parse_request
+    scan_response = scanner.parse_response

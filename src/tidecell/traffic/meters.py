@@ -21,44 +21,44 @@ class Rate:
     """Events per second, from a ring of slots of 0.1 s."""
 
     def __init__(self) -> None:
-        self._counts = [0] * NUM_SLOTS
-        self._slot = 0
+        self.counts = [0] * NUM_SLOTS
+        self.slot = 0
 
     def add(self, now_s: float) -> None:
         """Count one event."""
         slot = int(now_s / SLOT_S)
-        if slot != self._slot:
-            self._move_to(slot)
-        self._counts[slot % NUM_SLOTS] += 1
+        if slot != self.slot:
+            self.move_to(slot)
+        self.counts[slot % NUM_SLOTS] += 1
 
     def per_second(self, now_s: float, window_s: float) -> float:
         """Return the mean rate over the last ``window_s`` seconds, at most 10."""
         slot = int(now_s / SLOT_S)
-        if slot != self._slot:
-            self._move_to(slot)
+        if slot != self.slot:
+            self.move_to(slot)
         width = min(NUM_SLOTS - 1, max(1, round(window_s / SLOT_S)))
-        return sum(self._counts[(slot - i) % NUM_SLOTS] for i in range(1, width + 1)) / (width * SLOT_S)
+        return sum(self.counts[(slot - i) % NUM_SLOTS] for i in range(1, width + 1)) / (width * SLOT_S)
 
-    def _move_to(self, slot: int) -> None:
+    def move_to(self, slot: int) -> None:
         """Empty the slots between the last event and now."""
-        for passed in range(max(self._slot + 1, slot - NUM_SLOTS + 1), slot + 1):
-            self._counts[passed % NUM_SLOTS] = 0
-        self._slot = max(slot, self._slot)
+        for passed in range(max(self.slot + 1, slot - NUM_SLOTS + 1), slot + 1):
+            self.counts[passed % NUM_SLOTS] = 0
+        self.slot = max(slot, self.slot)
 
 
 class Samples:
     """The values of the last 10 s."""
 
     def __init__(self) -> None:
-        self._values: deque[tuple[float, float]] = deque(maxlen=MAX_SAMPLES)
+        self.values: deque[tuple[float, float]] = deque(maxlen=MAX_SAMPLES)
 
     def add(self, now_s: float, value: float) -> None:
         """Keep one value."""
-        self._values.append((now_s, value))
+        self.values.append((now_s, value))
 
     def quantiles(self, now_s: float) -> Quantiles:
         """Return the quantiles of what is not older than 10 s."""
-        values = self._values
+        values = self.values
         while values and values[0][0] < now_s - WINDOW_S:
             values.popleft()
         ordered = sorted(value for _, value in values)
@@ -94,7 +94,10 @@ class ServiceMeter:
     def admitted(self, now_s: float) -> None:
         """Count a request that was admitted."""
         self.requests_total += 1
-        self.rate.add(now_s)
+        rate, slot = self.rate, int(now_s / SLOT_S)
+        if slot != rate.slot:
+            rate.move_to(slot)
+        rate.counts[slot % NUM_SLOTS] += 1
 
     def finished(self, end: End, retries: int, now_s: float) -> None:
         """Count a request's one outcome; latencies are those of answers that arrived in full."""
@@ -107,6 +110,6 @@ class ServiceMeter:
             self.failed_total[end.outcome] = self.failed_total.get(end.outcome, 0) + 1
             return
         self.ok_total += 1
-        self.duration_ms.add(now_s, end.duration_ms)
+        self.duration_ms.values.append((now_s, end.duration_ms))
         if end.ttft_ms is not None:
-            self.ttft_ms.add(now_s, end.ttft_ms)
+            self.ttft_ms.values.append((now_s, end.ttft_ms))

@@ -1,10 +1,12 @@
-"""The little that the router reads of a JSON body: which model, whether streamed, how many tokens, for whom. Pure.
+"""The little that the router reads of a JSON body: model, stream, number of tokens, user. Pure.
 
 The whole body is checked to be JSON on the way, so that router and replica cannot read two different
 requests out of one; of a name that appears twice the last one counts, as for the parsers behind.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,7 +15,7 @@ from tidecell.traffic.http1 import ProtocolError, scanner
 _NOTHING = msgspec.Raw(b"null")
 
 
-class Peek(msgspec.Struct, frozen=True, gc=False):
+class Peek(NamedTuple):
     """What was found.
 
     Attributes:
@@ -29,6 +31,7 @@ class Peek(msgspec.Struct, frozen=True, gc=False):
     user: str = ""
 
 
+Found = tuple[str, bool, int, str]  # a Peek, or what the C module makes in its place
 NO_PEEK = Peek()
 
 
@@ -43,14 +46,14 @@ class _Body(msgspec.Struct, frozen=True):
 _decode = msgspec.json.Decoder(_Body).decode
 
 
-def peek(body: bytes) -> Peek:
+def peek(body: bytes) -> Found:
     """Return what the body says.
 
     Raises:
         ProtocolError: It is not a JSON object, or its model or stream is of the wrong kind.
     """
     found = scanner.scan_body(body) if scanner is not None else None
-    return Peek(*found) if found is not None else parse(body)
+    return found if found is not None else parse(body)
 
 
 def parse(body: bytes) -> Peek:

@@ -7,15 +7,12 @@ chunks become plain bytes for one of HTTP/1.0.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 
 from tidecell.traffic.http1 import RequestHead, ResponseHead
 from tidecell.traffic.upstream import Framing
-
-TAIL_BYTES = 4096
-_IN = re.compile(rb'"prompt_tokens"\s*:\s*([0-9]{1,12})')
-_OUT = re.compile(rb'"completion_tokens"\s*:\s*([0-9]{1,12})')
+from tidecell.traffic.usage import TAIL_BYTES, Usage, find_usage
+from tidecell.traffic.waiting import event
 
 
 class Relay:
@@ -30,7 +27,7 @@ class Relay:
         tail: The last of them.
     """
 
-    __slots__ = ("body_bytes", "frames", "head", "is_framed", "is_plain", "keep_alive", "tail")
+    __slots__ = ("_whole", "body_bytes", "frames", "head", "is_framed", "is_plain", "keep_alive", "tail")
 
     def __init__(
         self,
@@ -39,6 +36,7 @@ class Relay:
         framing: Framing,
         request_id: bytes,
         keep_alive: bool,
+        has_begun: bool = False,
     ) -> None:
         is_http10 = request.is_http10
         self.is_plain = framing is not Framing.UNTIL_CLOSE or is_http10
@@ -55,6 +53,11 @@ class Relay:
         if framing is not Framing.TUNNEL and not self.keep_alive:
             lines += b"connection: close\r\n"
         self.head = b"%b\r\n%b\r\n" % (head.status_line, lines)
+        self._whole: list[bytes] | None = None
+        if has_begun:  # the client has a head and waits for events, see ``waiting``
+            self.head, self.is_plain, self.is_framed, self.keep_alive = b"", False, True, keep_alive
+            if head.status != 200 or b"content-type: text/event-stream" not in head.forward:
+                self._whole = []
 
     def _reframed(self, lines: bytes, request: RequestHead, framing: Framing) -> bytes:
         if framing is Framing.TUNNEL:
@@ -71,6 +74,9 @@ class Relay:
         if data:
             self.tail.append(data)
             self.frames += 1
+        if self._whole is not None:
+            self._whole.append(data)
+            data = event(b"".join(self._whole)) if is_done else b""
         if not self.is_plain:
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             if is_done:
@@ -78,19 +84,7 @@ class Relay:
         self.body_bytes += len(data)
         return data
 
-    def usage(self) -> tuple[int | None, int | None]:
-        """Return prompt and completion tokens from the ``usage`` at the end of the answer, if it has one.
-
-        Only the last few kilobytes are looked at, once: parsing every frame is what makes proxies slow.
-        """
+    def usage(self) -> Usage:
+        """Return prompt and completion tokens, if the answer ends with them."""
         tail = self.tail
-        end = tail[-1] if len(tail) == 1 else b"".join([part[-TAIL_BYTES:] for part in tail])
-        at = end.rfind(b'"usage"', max(0, len(end) - 4 * TAIL_BYTES))
-        if at < 0:
-            return None, None
-        return _last(_IN, end, at), _last(_OUT, end, at)
-
-
-def _last(pattern: re.Pattern[bytes], tail: bytes, at: int) -> int | None:
-    match = pattern.search(tail, at)
-    return int(match.group(1)) if match else None
+        return find_usage(tail[-1] if len(tail) == 1 else b"".join([part[-TAIL_BYTES:] for part in tail]))

@@ -13,8 +13,10 @@ class Limits(msgspec.Struct, frozen=True):
     """How long each phase may take, in seconds, and how large a body may be.
 
     Attributes:
-        max_body_bytes: Of a request that is held whole: to find its model, and to send it again if a replica fails.
-        max_upload_bytes: Of a request by path or host; what is larger than ``max_body_bytes`` is passed through.
+        max_body_bytes: Of a request that is held whole: to find its model, and to send it again if a replica
+            fails.
+        max_upload_bytes: Of a request by path or host; what is larger than ``max_body_bytes`` is passed
+            through.
         connect_s: To connect to a replica.
         first_byte_s: From the request to the first byte of the answer.
         idle_s: Without a byte of progress, once the answer has begun.

@@ -7,6 +7,10 @@ and the client), and keeps it in ``DIR/router/table.json``: without a control pl
 it serves on. In ``DIR/router`` are also ``port`` (the port it listens on) and
 ``access.jsonl`` (see ``access_log``).
 
+With ``--listen-fd`` it serves a socket that somebody else opened and keeps (in a cell the agent does): while
+the router is started again, connections wait instead of being refused. With ``--reuse-port`` several routers,
+each with its own directory and control socket, share a port. With ``--tls`` clients speak TLS.
+
 SIGTERM: no new connections, requests in flight finish within ``--shutdown-s``, exit status 0.
 
 Why protocols on uvloop and no library for the bytes: measured, such a proxy costs about what nginx costs;
@@ -19,9 +23,12 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
+import ssl
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -41,6 +48,7 @@ from tidecell.traffic.replies import Reply
 from tidecell.traffic.request import Limits
 from tidecell.traffic.stats import RouterStats
 from tidecell.traffic.table import EMPTY, Table, check_order, decode, encode
+from tidecell.traffic.tls import Certificates, Pair
 
 BACKLOG = 2048
 BUSY_SWEEP_S = 0.25
@@ -74,11 +82,11 @@ class Router:
         self.fleet.apply(self.table, self.policies)
         self.directory = Directory(self.table, int(time.time()))
         self._started_s = self.now()
-        self._exchanges: set[Exchange] = set()
+        self.exchanges: set[Exchange] = set()
         self._connections: set[ClientConnection] = set()
         self._refused_total: dict[str, int] = {}
-        self._sequence = 0
-        self._id_prefix = os.urandom(6).hex().encode()
+        self.numbers = count(1)
+        self.id_prefix = b"req-%b-" % os.urandom(6).hex().encode()
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_is_busy = False
         self._persisting = asyncio.Lock()
@@ -86,8 +94,17 @@ class Router:
 
     # -- life
 
-    async def listen(self, host: str, port: int) -> None:
+    async def listen(
+        self, host: str, port: int, fd: int = -1, reuse_port: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
         """Accept clients.
+
+        Args:
+            host: Address.
+            port: Port.
+            fd: A socket that listens already, handed over by whoever keeps it through restarts; -1: none.
+            reuse_port: Share the port with other routers of this machine.
+            tls: Clients have to speak TLS.
 
         Raises:
             RefusedError: The port cannot be had.
@@ -95,9 +112,15 @@ class Router:
         port_file = self._dir / "port"
         port_file.unlink(missing_ok=True)
         try:
-            self._server = await self.loop.create_server(
-                lambda: ClientConnection(self), host, port, backlog=BACKLOG
-            )
+            if fd >= 0:
+                sock = socket.socket(fileno=os.dup(fd))
+                self._server = await self.loop.create_server(
+                    self._client, sock=sock, backlog=BACKLOG, ssl=tls
+                )
+            else:
+                self._server = await self.loop.create_server(
+                    self._client, host, port, backlog=BACKLOG, reuse_port=reuse_port, ssl=tls
+                )
         except (OSError, OverflowError) as error:
             raise RefusedError(
                 f"the router cannot listen on {host}:{port}: {error}",
@@ -105,6 +128,9 @@ class Router:
             ) from error
         self.port = self._server.sockets[0].getsockname()[1]
         _write(port_file, b"%d\n" % self.port)
+
+    def _client(self) -> ClientConnection:
+        return ClientConnection(self)
 
     async def shut_down(self) -> None:
         """Finish what is in flight, within the time that ``limits`` allows."""
@@ -115,7 +141,7 @@ class Router:
         for connection in list(self._connections):
             connection.close_if_idle()
         await self._until_quiet(self.limits.shutdown_s)
-        for exchange in list(self._exchanges):
+        for exchange in list(self.exchanges):
             exchange.shut_down()
         await self._until_quiet(1.0)  # what was refused just now is still being sent
         for connection in list(self._connections):
@@ -126,7 +152,7 @@ class Router:
 
     async def _until_quiet(self, within_s: float) -> None:
         deadline_s = self.now() + within_s
-        while (self._exchanges or self._connections) and self.now() < deadline_s:
+        while (self.exchanges or self._connections) and self.now() < deadline_s:
             await asyncio.sleep(0.02)
 
     # -- control
@@ -175,15 +201,10 @@ class Router:
 
     # -- what exchanges and connections ask
 
-    def started(self, exchange: Exchange) -> None:
-        """Watch an exchange's deadlines."""
-        self._exchanges.add(exchange)
+    def watch(self) -> None:
+        """Look at the deadlines of ``exchanges`` from now on."""
         if not self._sweep_is_busy:
             self._sweep_in(BUSY_SWEEP_S)
-
-    def ended(self, exchange: Exchange) -> None:
-        """Watch it no longer."""
-        self._exchanges.discard(exchange)
 
     def opened(self, connection: ClientConnection) -> None:
         """Watch a connection's deadlines."""
@@ -199,15 +220,6 @@ class Router:
         """Return the service of that name, None if it has left the table."""
         found = self.fleet.services.get(service)
         return None if found is None or found.is_removed else found
-
-    def next_sequence(self) -> int:
-        """Return a number larger than all before."""
-        self._sequence += 1
-        return self._sequence
-
-    def make_request_id(self, number: int) -> bytes:
-        """Return an id for a request that came without one."""
-        return b"req-%b-%x" % (self._id_prefix, number)
 
     def refused(self, head: RequestHead | None, request_id: bytes, reply: Reply) -> None:
         """Count and log a request that was not admitted; the router's own pages are neither."""
@@ -227,14 +239,14 @@ class Router:
 
     def _check_deadlines(self) -> None:
         now_s = self.now()
-        for exchange in list(self._exchanges):
+        for exchange in list(self.exchanges):
             exchange.check(now_s)
         for connection in list(self._connections):
             connection.check(now_s)
         has_idle = self.fleet.close_idle(now_s - UPSTREAM_IDLE_S)
         self._sweep = None
         self._sweep_is_busy = False
-        if self._exchanges:
+        if self.exchanges:
             self._sweep_in(BUSY_SWEEP_S)
         elif self._connections or has_idle:
             self._sweep_in(IDLE_SWEEP_S)
@@ -298,6 +310,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--home", type=Path, required=True, help="the cell's directory")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="port; 0: one is chosen")
+    parser.add_argument("--listen-fd", type=int, default=-1, help="a listening socket handed over")
+    parser.add_argument("--tls", nargs=2, type=Path, metavar=("CERT", "KEY"), help="speak TLS; PEM files")
+    parser.add_argument(
+        "--tls-name",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("HOST", "CERT", "KEY"),
+        help="certificate for clients that ask for this host; may be repeated",
+    )
+    parser.add_argument("--reuse-port", action="store_true", help="share the port with other routers")
     parser.add_argument("--control", type=Path, required=True, help="path of the control socket")
     defaults = Limits()
     for name in Limits.__struct_fields__:
@@ -305,6 +328,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, dest=name, type=type(value), default=value, help="default: %(default)s")
     return parser.parse_args(argv)
+
+
+def _certificates(arguments: argparse.Namespace, now: Callable[[], float]) -> ssl.SSLContext | None:
+    if arguments.tls is None and not arguments.tls_name:
+        return None
+    if arguments.tls is None:
+        raise RefusedError(
+            "--tls-name without --tls", hint="--tls CERT KEY says what clients get that ask for no host"
+        )
+    named = [Pair(name.lower(), Path(cert), Path(key)) for name, cert, key in arguments.tls_name]
+    return Certificates([Pair("", *arguments.tls), *named], now, _say).context
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -317,8 +351,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     control = ControlServer(arguments.control, router)
     await control.start()  # first: who has the socket owns the directory, and what a killed router left there
     try:
-        await router.listen(arguments.host, arguments.port)
-        _say(f"listens on http://{arguments.host}:{router.port}, table {router.table.version}")
+        tls = _certificates(arguments, router.now)
+        await router.listen(arguments.host, arguments.port, arguments.listen_fd, arguments.reuse_port, tls)
+        url = f"http{'s' if tls else ''}://{arguments.host}:{router.port}"
+        _say(f"listens on {url}, table {router.table.version}")
         await stop.wait()
     finally:
         await router.shut_down()

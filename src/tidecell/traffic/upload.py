@@ -1,4 +1,7 @@
-"""A request's body that is passed through instead of held: framed for the replica, waiting for its connection. Pure."""
+"""A request's body that is passed through instead of held. Pure.
+
+It is framed for the replica, and waits here until that is connected.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,14 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from tidecell.traffic.fleet import Replica
-from tidecell.traffic.http1 import MAX_HEAD_BYTES, Chunks, ProtocolError, ResponseHead, read_response
+from tidecell.traffic.http1 import (
+    MAX_HEAD_BYTES,
+    Chunks,
+    ProtocolError,
+    ResponseHead,
+    read_response,
+    scan_response,
+)
 
 # Below this a request's head and body go out as one piece: copying is cheaper than a second buffer.
 JOIN_BYTES = 16 * 1024
@@ -39,6 +46,9 @@ class Consumer(Protocol):
 
     def response_start(self, head: ResponseHead, framing: Framing, data: bytes, is_done: bool) -> None:
         """The head came, with the first of the body."""
+
+    def response_whole(self, head: ResponseHead, data: bytes) -> None:
+        """Head and body came at once, framed by length: all of ``data``."""
 
     def response_data(self, data: bytes, is_done: bool) -> None:
         """More of the body came."""
@@ -104,10 +114,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._consumer = consumer
         self._framing = Framing.HEAD
         self._head = b""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
         if len(body) < JOIN_BYTES:
-            self.write(head + body)
-        elif self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines((head, body))
+            transport.write(head + body)
+        else:
+            transport.writelines((head, body))
 
     def write(self, data: bytes) -> None:
         """Send bytes as they are; a connection that is ending swallows them, and says so a moment later."""
@@ -128,8 +141,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     def rest(self) -> bool:
         """Wait in the replica's pool for the next request; False if it has to be closed instead."""
+        transport, replica = self._transport, self.replica
+        if transport is None or transport.is_closing() or not replica.takes_idle():
+            return False
         self.idle_since_s = self._now()
-        return self.is_open and self.replica.keep(self)
+        replica.idle.append(self)
+        return True
 
     def hang_up(self) -> None:
         """End once all is sent; nobody reads the answer."""
@@ -155,13 +172,18 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             framing = self._framing
             if framing is Framing.HEAD:
-                self._take_head(consumer, data)
+                head = None if self._head else scan_response(data, consumer.method == b"HEAD")
+                if head is not None and head.content_length == len(data) - head.size:
+                    self._finish(head.keep_alive)  # all of it at once, as most are
+                    consumer.response_whole(head, data)
+                else:
+                    self._take_head(consumer, data)
             elif framing is Framing.TUNNEL or framing is Framing.UNTIL_CLOSE:
                 consumer.response_data(data, False)
             else:
                 body, is_done = self._frame(data, 0, consumer.wants_payload)
                 if is_done:
-                    self._finish()
+                    self._finish(self._reusable)
                 consumer.response_data(body, is_done)
         except ProtocolError as error:
             self.abandon()
@@ -214,10 +236,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._reusable = head.keep_alive
         framing, at, length = _framing(head), head.size, head.content_length
         self._framing = framing
-        if framing is Framing.LENGTH and len(data) - at == length:  # all of it at once, as most are
-            self._finish()
-            consumer.response_start(head, framing, data[at:], True)
-            return
         self._left = max(0, length)
         if framing is Framing.CHUNKED:
             self._chunks = Chunks()
@@ -226,7 +244,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         body, is_done = self._frame(data, at, consumer.wants_payload)
         if is_done:
-            self._finish()
+            self._finish(self._reusable)
         consumer.response_start(head, framing, body, is_done)
 
     def _frame(self, data: bytes, at: int, wants_payload: bool) -> tuple[bytes, bool]:
@@ -249,14 +267,14 @@ class UpstreamConnection(asyncio.Protocol):
             self._reusable = False  # it said more than it was asked
         return body, is_done
 
-    def _finish(self) -> None:
+    def _finish(self, reusable: bool) -> None:
         """Let go of the consumer; the connection serves the next one, or closes."""
         self._consumer = None
         self._num_served += 1
         self._chunks = None
         if self._paused:
             self.resume()
-        if not (self._reusable and not self.is_single_use and self.rest()):
+        if not (reusable and not self.is_single_use and self.rest()):
             self.close()
 
 

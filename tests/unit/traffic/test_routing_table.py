@@ -80,7 +80,9 @@ def test_paths_and_hosts_lead_to_services() -> None:
     assert where("/embed/a") == Target("embed", b"/a")
     assert where("/embed/two/a") == Target("embed-two", b"/a")
     assert where("/any", "Chat.localhost:8080") == Target("chat", b"/any")
-    assert where("/v1/embeddings") == ByModel(b"/v1/embeddings")
+    by_model = where("/v1/embeddings")
+    assert isinstance(by_model, ByModel)
+    assert by_model.targets["vec"] == Target("embed", b"/v1/embeddings")
 
 
 @pytest.mark.parametrize("target", ["/", "/v2/x", "/services/none/", "/v1/models/none"])
@@ -92,7 +94,8 @@ def test_what_is_not_there_is_404(target: str) -> None:
 
 def test_a_model_of_two_services_goes_to_the_first() -> None:
     directory = Directory(TABLE)
-    target = ByModel(b"/v1/x")
+    target = directory.resolve(head("/v1/x"))
+    assert isinstance(target, ByModel)
     assert directory.by_model(target, b'{"model": "large"}')[0] == Target("chat", b"/v1/x")
     assert directory.by_model(target, b'{"model": "vec"}')[0] == Target("embed", b"/v1/x")
     assert [card["id"] for card in directory.models()["data"]] == ["large", "small", "vec"]
@@ -111,23 +114,27 @@ def test_a_request_without_a_model_goes_to_the_only_service_or_is_refused() -> N
 def test_tokens_are_asked_for_only_when_the_table_has_some() -> None:
     assert Directory(TABLE).authorize(head("/v1/models")) == ""
     directory = Directory(Table(tokens=(hash_token("t1"), hash_token("t2"))))
-    for _ in range(2):  # the second time from memory
-        assert directory.authorize(head("/v1/models", authorization="Bearer t2")) == hash_token("t2")
-        assert directory.authorize(head("/v1/models", authorization="bearer t1")) == hash_token("t1")
-        assert directory.authorize(head("/health")) == ""
-        for wrong in ("Bearer t3", "Bearer", "t1", f"Bearer {hash_token('t1')}"):
-            refusal = directory.authorize(head("/v1/models", authorization=wrong))
-            assert isinstance(refusal, Reply)
-            assert refusal.status == 401
+    assert directory.authorize(head("/v1/models", authorization="Bearer t2")) == hash_token("t2")
+    assert directory.authorize(head("/v1/models", authorization="bearer t1")) == hash_token("t1")
+    assert directory.authorize(head("/health")) == ""
+    for wrong in ("Bearer t3", "Bearer", "t1", f"Bearer {hash_token('t1')}"):
+        refusal = directory.authorize(head("/v1/models", authorization=wrong))
+        assert isinstance(refusal, Reply)
+        assert refusal.status == 401
 
 
-def test_what_is_remembered_of_targets_and_tokens_has_a_bound() -> None:
+def test_what_is_remembered_has_a_bound_and_holds_no_refusal() -> None:
     directory = Directory(Table(routes=TABLE.routes, tokens=(hash_token("t"),)))
-    for number in range(3 * MAX_REMEMBERED):
-        directory.resolve(head(f"/v1/x{number}"))
-        directory.authorize(head("/v1/x", authorization=f"Bearer{' ' * (number % 7000 + 1)}t"))
-    assert len(directory._resolved) <= MAX_REMEMBERED
-    assert len(directory._keys) <= MAX_REMEMBERED
+    for number in range(MAX_REMEMBERED + 10):
+        request = head(f"/v1/x{number}", authorization="Bearer t")
+        key, where = directory.enter(request)
+        assert (key, where.path) == (hash_token("t"), b"/v1/x%d" % number)
+        assert directory.known[b"Bearer t", b"localhost", request.target] == (key, where)
+    assert len(directory.known) <= MAX_REMEMBERED
+    count = len(directory.known)
+    directory.enter(head("/v1/x", authorization="Bearer wrong"))
+    directory.enter(head("/nowhere", authorization="Bearer t"))
+    assert len(directory.known) == count
 
 
 def test_health_of_a_service_by_host_is_not_exempt_from_tokens() -> None:
