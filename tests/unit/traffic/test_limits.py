@@ -144,3 +144,13 @@ def test_a_broken_stream_costs_its_prompt_and_what_was_passed_on() -> None:
     assert actual_tokens(None, None, 5, 400, 200) == 105
     assert actual_tokens(None, None, 0, 400, 502) == 0
     assert estimate_tokens(400, 50) == 150
+
+
+def test_several_routers_hold_equal_parts() -> None:
+    tenants = [Tenant("t", (Key("k", "hash"),), Limits(tokens_per_minute=100, concurrency=1))]
+    book = Ledger(tenants, 0.0, routers=3)
+    assert book.accounts["tenant t"].windows["tokens_per_minute"].part == 33
+    assert book.accounts["tenant t"].concurrency == 1
+    taken(book, 33, 0.0)
+    book.update(tenants, routers=1)
+    assert book.accounts["tenant t"].windows["tokens_per_minute"].part == 100
