@@ -49,7 +49,7 @@ class TrafficAdmission:
     """
 
     def __init__(self, table: Table, offset_s: float, is_ready: Callable[[str], bool]) -> None:
-        self.ledger = Ledger(table.tenants, offset_s)
+        self.ledger = Ledger(table.tenants, offset_s, table.routers)
         self.refused: dict[str, int] = {}
         self._is_ready = is_ready
         self._breakers: dict[str, Breaker] = {}
@@ -60,7 +60,7 @@ class TrafficAdmission:
 
     def update(self, table: Table) -> None:
         """Take over a new table; counts, open requests and breakers are kept."""
-        self.ledger.update(table.tenants)
+        self.ledger.update(table.tenants, table.routers)
         self._has_tenants = bool(table.tenants)
         self._rules = Rules(table.rules, dict(table.aliases)) if table.rules else None
         self._routes: dict[str, Route] = {route.service: route for route in table.routes}

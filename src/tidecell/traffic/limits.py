@@ -176,18 +176,20 @@ class Ledger:
     Args:
         tenants: Who there is.
         offset_s: Unix time minus the clock that ``now_s`` is read from.
+        routers: Processes that share the limits; each has an equal part, rounded down.
     """
 
-    def __init__(self, tenants: Sequence[Tenant], offset_s: float) -> None:
+    def __init__(self, tenants: Sequence[Tenant], offset_s: float, routers: int = 1) -> None:
         self.accounts: dict[str, Account] = {}
         self._of_key: dict[str, tuple[Account, ...]] = {}
         self.tenant_of: dict[str, Tenant] = {}
         self._offset_s = offset_s
         self._known: dict[str, Limits] = {}
-        self.update(tenants)
+        self.update(tenants, routers)
 
-    def update(self, tenants: Sequence[Tenant]) -> None:
+    def update(self, tenants: Sequence[Tenant], routers: int = 1) -> None:
         """Take over other tenants and limits; what was used stays used."""
+        self._routers = routers
         accounts: dict[str, Account] = {}
         self._of_key.clear()
         self.tenant_of.clear()
@@ -250,6 +252,7 @@ class Ledger:
         known: dict[str, Limits],
         accounts: dict[str, Account],
     ) -> Account:
+        limits = _part_of(limits, self._routers)
         known[name] = limits
         account = self.accounts.get(name)
         fresh = Account(name, limits, calendar)
@@ -265,6 +268,15 @@ class Ledger:
             account.windows = fresh.windows
         accounts[name] = account
         return account
+
+
+def _part_of(limits: Limits, routers: int) -> Limits:
+    """Return one router's equal part of limits; at least 1, since 0 would be no limit."""
+    if routers == 1:
+        return limits
+    names = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrency")
+    parts = {name: max(1, getattr(limits, name) // routers) for name in names if getattr(limits, name)}
+    return msgspec.structs.replace(limits, **parts)
 
 
 def midnights(zone: str, offset_s: float) -> Callable[[float], tuple[int, float]]:

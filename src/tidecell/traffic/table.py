@@ -72,7 +72,8 @@ class Table(msgspec.Struct, frozen=True):
         tokens: SHA-256 (hex) of the bearer tokens that are accepted; none: no token is asked for.
         rules: Where requests go otherwise than model, host or path say; the first that matches.
         tenants: Whose keys have limits; their keys' hashes must be among ``tokens``.
-        aliases: Other names of models, for rules.
+        aliases: Other names of models.
+        routers: Router processes that are given this table; each holds an equal part of every limit.
     """
 
     version: int = 0
@@ -82,6 +83,7 @@ class Table(msgspec.Struct, frozen=True):
     rules: tuple[Rule, ...] = ()
     tenants: tuple[Tenant, ...] = ()
     aliases: dict[str, str] = {}
+    routers: int = 1
 
     @property
     def order(self) -> tuple[int, int]:
@@ -133,6 +135,8 @@ def check(table: Table) -> None:
     services = {route.service for route in table.routes}
     check_rules(table.rules, services)
     check_tenants(table.tenants, table.tokens)
+    if table.routers < 1:
+        raise RefusedError(f"the table is for {table.routers} routers", hint="give 1 or more")
 
 
 def check_order(current: Table, new: Table) -> None:
