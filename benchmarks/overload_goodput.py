@@ -1,6 +1,7 @@
 """Goodput at twice the capacity: mixed criticality, ten tenants, one of which floods.
 
-    python benchmarks/overload_goodput.py [--overload 2.0] [--seconds 30] [--seed 1] [--flood sheddable|mixed]
+    python benchmarks/overload_goodput.py [--overload 2.0] [--seconds 30] [--seed 1] [--flood
+sheddable|mixed]
 
 In virtual time: 8 replicas of 8 cores, processor sharing, work of 100 ms on average (exponential), a client
 that gives up after 1 s. Nine tenants ask for a tenth of the capacity each, in four levels (10 %
@@ -8,10 +9,12 @@ critical-plus, 20 % critical, 30 % sheddable-plus, 40 % sheddable); the tenth as
 with sheddable requests on top (``--flood mixed``: with its whole mix). Poisson arrivals. Replicas are
 chosen by two at random.
 
-``tidecell`` is the router's gate; ``envoy`` is Envoy's admission control, written anew from its documented
-formula with its defaults (95 %, aggression 1, 30 s, at most 80 %); ``none`` sends everything. ``value`` is
-the goodput as a share of the capacity: work of requests answered in time. ``least_share`` is the least,
-over tenants, of what one got over its max-min fair share of the goodput.
+``tidecell`` is ``traffic.gate``: the queue and the limit that the router has, and a look ahead that it does
+not have yet (who could not be in time is dropped before its deadline has passed); ``envoy`` is Envoy's
+admission control, written anew from its documented formula with its defaults (95 %, aggression 1, 30 s, at
+most 80 %); ``none`` sends everything. ``value`` is the goodput as a share of the capacity: work of requests
+answered in time. ``least_share`` is the least, over tenants, of what one got over its max-min fair share of
+the goodput.
 
 Expected: ours over 0.95 with critical success over 0.999 and least_share about 1; the others far below.
 """
