@@ -1,132 +1,138 @@
-"""What the data plane asks policies and tells them, with a router in this process."""
+"""Policies in a real router process, by the table that is pushed to it."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from random import Random
+from typing import Any
 
-from router_harness import ReplicaProcess, ask
+import pytest
+from router_harness import Answer, ReplicaProcess, RouterProcess, connect, encode, read_answer, wait_until
 
-from tidecell.traffic.policy import ADMIT, Decision, End, Facts
-from tidecell.traffic.replies import error
-from tidecell.traffic.request import Limits
-from tidecell.traffic.router import Router
-from tidecell.traffic.table import Route, Table
-
-
-class Recorder:
-    """Admission and balancer at once: notes all calls."""
-
-    def __init__(self, decision: Decision = ADMIT) -> None:
-        self.decision = decision
-        self.calls: list[tuple] = []
-
-    def admit(self, facts: Facts, now_s: float) -> Decision:
-        self.calls.append(("admit", facts.service, facts.model, facts.stream, facts.max_tokens, facts.user))
-        return self.decision
-
-    def settle(self, facts: Facts, end: End, now_s: float) -> None:
-        self.calls.append(("settle", end.outcome, end.status, end.tokens_in, end.tokens_out))
-
-    def pick(self, loads: list, facts: Facts, now_s: float) -> int:
-        return 0
-
-    def on_start(self, load: object, facts: Facts, now_s: float) -> None:
-        self.calls.append(("start", load.id))
-
-    def on_first_byte(self, load: object, facts: Facts, ttft_ms: float, now_s: float) -> None:
-        self.calls.append(("first byte", load.id))
-
-    def on_end(self, load: object, facts: Facts, end: End, now_s: float) -> None:
-        self.calls.append(("end", load.id, end.outcome))
+from tidecell.structs.traffic import (
+    Affinity,
+    Canary,
+    ConcurrencyPolicy,
+    Key,
+    Limits,
+    Match,
+    OverloadPolicy,
+    Rule,
+    Tenant,
+    TrafficPolicy,
+)
+from tidecell.traffic.table import Route, Table, hash_token
 
 
-def story(home: Path, recorder: Recorder, tell: Callable[[Router], Awaitable[None]]) -> Router:
-    """Run a router with replicas a and b for ``chat`` and c for ``web``."""
-    replicas = [ReplicaProcess(name) for name in "abc"]
-    a, b, c = (replica.endpoint() for replica in replicas)
+class Stage:
+    """One router and two replicas."""
 
-    async def run() -> Router:
-        router = Router(home, Limits(), Random(1))
-        await router.put_table(Table(1, 1, (Route("chat", ("m",), (a, b)), Route("web", ("w",), (c,)))))
-        router.policies.admission = recorder
-        for service in router.fleet.services.values():
-            service.balancer = recorder
-        await router.listen("127.0.0.1", 0)
-        await tell(router)
-        await router.shut_down()
-        return router
+    def __init__(self, home: Path) -> None:
+        self.replicas = [ReplicaProcess("a"), ReplicaProcess("b")]
+        self.router = RouterProcess(home)
 
-    try:
-        return asyncio.run(run())
-    finally:
-        for replica in replicas:
+    def put(self, *routes: Route, **more: Any) -> None:
+        table = Table(time.monotonic_ns(), 1, routes, **more)
+        assert self.router.ask(lambda control: control.put_table(table)) == table.version
+
+    def ask(self, token: str = "", fields: dict[str, str] | None = None, **body: Any) -> Answer:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        raw = encode(
+            "/v1/completions", json.dumps({"model": "m", **body}).encode(), **headers, **(fields or {})
+        )
+        with connect(self.router.port) as sock:
+            sock.sendall(raw)
+            return read_answer(sock)
+
+    def close(self) -> None:
+        self.router.kill()
+        for replica in self.replicas:
             replica.kill()
 
 
-def test_every_attempt_and_every_request_is_told_of_once(tmp_path: Path) -> None:
-    recorder = Recorder()
-
-    async def tell(router: Router) -> None:
-        answer = await asyncio.to_thread(ask, router.port, max_tokens=7, user="u")
-        assert answer.status == 200
-        assert (await asyncio.to_thread(ask, router.port, status=503)).status == 503
-
-    story(tmp_path, recorder, tell)
-    assert recorder.calls[:5] == [
-        ("admit", "chat", "m", False, 7, "u"),
-        ("start", "a"),
-        ("first byte", "a"),
-        ("end", "a", "ok"),
-        ("settle", "ok", 200, 3, 5),
-    ]
-    assert recorder.calls[5:] == [
-        ("admit", "chat", "m", False, 0, ""),
-        ("start", "a"),
-        ("end", "a", "retried"),
-        ("start", "b"),
-        ("first byte", "b"),
-        ("end", "b", "upstream_5xx"),
-        ("settle", "upstream_5xx", 503, 3, 5),
-    ]
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    one = Stage(tmp_path)
+    yield one
+    one.close()
 
 
-def test_a_refusal_of_the_policies_is_the_answer_and_nothing_starts(tmp_path: Path) -> None:
-    recorder = Recorder(Decision(refusal=error(429, "too many", "over_limit", retry_after_s=3)))
-
-    async def tell(router: Router) -> None:
-        answer = await asyncio.to_thread(ask, router.port)
-        assert (answer.status, answer.headers["retry-after"]) == (429, "3")
-        assert answer.json()["error"]["code"] == "over_limit"
-
-    router = story(tmp_path, recorder, tell)
-    assert recorder.calls == [("admit", "chat", "m", False, 0, "")]
-    assert router.stats().refused_total == {"over_limit": 1}
+def chat(stage: Stage, policy: TrafficPolicy | None = None, name: str = "chat") -> Route:
+    endpoints = tuple(replica.endpoint() for replica in stage.replicas)
+    return Route(name, ("m",), endpoints, traffic=policy or TrafficPolicy())
 
 
-def test_another_service_may_serve_and_a_third_see_a_copy(tmp_path: Path) -> None:
-    recorder = Recorder(Decision(service="web", shadow="chat"))
-
-    async def tell(router: Router) -> None:
-        answer = await asyncio.to_thread(ask, router.port)
-        assert answer.json()["replica"] == "c"
-        while router.exchanges:
-            await asyncio.sleep(0.01)
-        counts = {name: service.meter.ok_total for name, service in router.fleet.services.items()}
-        assert counts == {"web": 1, "chat": 1}
-
-    story(tmp_path, recorder, tell)
-    assert [call[0] for call in recorder.calls].count("settle") == 1
+def test_a_tenants_tokens_are_reserved_and_settled_by_what_was_used(stage: Stage) -> None:
+    key = hash_token("secret")
+    tenants = (Tenant("acme", (Key("k", key),), Limits(tokens_per_minute=120)),)
+    stage.put(chat(stage), tokens=(key,), tenants=tenants)
+    assert stage.ask("secret", max_tokens=80, tokens=5).status == 200  # it cost 3 + 5
+    assert stage.ask("secret", max_tokens=80, tokens=5).status == 200
+    refused = stage.ask("secret", max_tokens=100, tokens=5)
+    assert refused.status == 429
+    assert refused.json()["error"]["code"] == "limit_tokens_per_minute"
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert "tenant acme has used 16 of 120 tokens per minute" in refused.json()["error"]["message"]
 
 
-def test_a_request_whose_deadline_has_passed_is_not_sent(tmp_path: Path) -> None:
-    recorder = Recorder(Decision(deadline_s=0.0))
+def test_a_rule_sends_some_users_to_a_canary(stage: Stage) -> None:
+    first, second = (replica.endpoint() for replica in stage.replicas)
+    rule = Rule("beta", Match(headers={"x-beta": "yes"}), canary=Canary("new", 1.0))
+    stage.put(Route("chat", ("m",), (first,)), Route("new", (), (second,)), rules=(rule,))
+    assert stage.ask().json()["replica"] == "a"
+    assert stage.ask(fields={"x_beta": "yes"}).json()["replica"] == "b"
 
-    async def tell(router: Router) -> None:
-        answer = await asyncio.to_thread(ask, router.port)
-        assert (answer.status, answer.json()["error"]["code"]) == (504, "late")
 
-    story(tmp_path, recorder, tell)
-    assert [call[0] for call in recorder.calls] == ["admit", "settle"]
+@pytest.mark.parametrize("balance", ["prequal", "prefix", "least-tokens", "round-robin"])
+def test_every_policy_serves_and_says_why(stage: Stage, balance: str) -> None:
+    stage.put(chat(stage, TrafficPolicy(balance=balance, slow_start_s=0.0)))  # type: ignore[arg-type]
+    chosen = Counter(stage.ask(tokens=1).json()["replica"] for _ in range(20))
+    assert sum(chosen.values()) == 20
+    choices = stage.router.stats().services["chat"].choices_total
+    assert sum(choices.values()) == 20
+    if balance == "round-robin":
+        assert chosen == {"a": 10, "b": 10}
+
+
+def test_a_session_stays_at_its_replica(stage: Stage) -> None:
+    stage.put(chat(stage, TrafficPolicy(affinity=Affinity())))
+    for session in ("s1", "s2", "s3"):
+        seen = {stage.ask(fields={"x_session_id": session}).json()["replica"] for _ in range(8)}
+        assert len(seen) == 1
+
+
+def test_above_the_limit_the_more_critical_goes_first(stage: Stage) -> None:
+    limit = ConcurrencyPolicy("fixed", initial=1)
+    stage.put(chat(stage, TrafficPolicy(overload=OverloadPolicy(limit))))
+    order: list[str] = []
+
+    def send(level: str, wait_s: float) -> None:
+        assert stage.ask(fields={"x_tide_criticality": level}, wait_s=wait_s).status == 200
+        order.append(level)
+
+    threads = [threading.Thread(target=send, args=("critical", 0.5))]
+    threads[0].start()
+    wait_until(lambda: stage.router.stats().services["chat"].in_flight == 1, "the first is under way")
+    for num, level in enumerate(("sheddable", "critical-plus"), 1):
+        threads.append(threading.Thread(target=send, args=(level, 0.0)))
+        threads[-1].start()
+        wait_until(lambda num=num: stage.router.stats().services["chat"].queued == num, f"{num} wait")
+    for thread in threads:
+        thread.join()
+    assert order == ["critical", "critical-plus", "sheddable"]
+
+
+def test_one_that_would_be_late_is_told_so_without_a_replica(stage: Stage) -> None:
+    stage.put(chat(stage, TrafficPolicy(overload=OverloadPolicy(ConcurrencyPolicy("fixed", initial=1)))))
+    first = threading.Thread(target=lambda: stage.ask(wait_s=1.0))
+    first.start()
+    wait_until(lambda: stage.router.stats().services["chat"].in_flight == 1, "the first is under way")
+    late = stage.ask(fields={"x_tide_deadline_ms": "100"})
+    first.join()
+    assert late.status == 504
+    assert late.json()["error"]["message"].startswith("the request's deadline passed")
+    assert sum(replica.seen()["requests"] for replica in stage.replicas) == 1

@@ -16,6 +16,7 @@ IN_PLACE = frozenset(
     {
         *("name", "kind", "team", "priority", "replicas", "labels", "grace_period_s", "min_runtime_s"),
         *("checkpoint", "preemption", "retry", "max_duration_s", "after", "probes", "scaling", "models"),
+        "traffic",
         *("update", "disruptions", "begin_s", "hold", "schedule", "idle_gpu"),
     }
 )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Generator, Iterator, Sequence
+from random import Random
 from typing import Any
 
 import httpx
 
 from tidecell.client.client import Client
+from tidecell.client.throttle import AdaptiveThrottle
 from tidecell.structs.errors import CellUnreachable, TidecellError
 
 Messages = Sequence[dict[str, str]]
@@ -26,6 +29,9 @@ class ServedError(TidecellError):
         self.code = code
 
 
+OVERLOADED = (429, 503)  # the router had no room for a request, whatever its reason
+
+
 class Served:
     """A cell's router, as OpenAI clients see it.
 
@@ -40,6 +46,7 @@ class Served:
         # environment must see a loopback call, nor its token.
         timeout = httpx.Timeout(30.0, read=300.0)
         self._http = httpx.Client(base_url=router_url, headers=headers, timeout=timeout, trust_env=False)
+        self._throttle = AdaptiveThrottle(Random())
 
     @classmethod
     def from_home(cls) -> Served:
@@ -83,8 +90,17 @@ class Served:
             yield choice["text"]
 
     def _choices(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if not self._throttle.allow(time.monotonic()):
+            raise ServedError(
+                f"held back: of the last {self._throttle.requests} requests the router took "
+                f"{self._throttle.accepts}",
+                "wait a little; sending more would not help it",
+                "held_back",
+            )
         try:
             with self._http.stream("POST", path, json={**body, "stream": True}) as answer:
+                if answer.status_code not in OVERLOADED:
+                    self._throttle.accepted(time.monotonic())
                 if answer.is_error:
                     raise _refused(answer.status_code, answer.read())
                 for line in answer.iter_lines():

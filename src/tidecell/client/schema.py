@@ -24,6 +24,7 @@ from tidecell.client.schema_placement import (
     read_topology,
 )
 from tidecell.client.schema_tasks import program, read_env, read_mapping, read_tasks, task_rules
+from tidecell.client.schema_traffic import read_traffic
 from tidecell.client.schema_work import read_array, read_begin, read_schedule, work_rules
 from tidecell.client.section import (
     Section,
@@ -70,7 +71,7 @@ from tidecell.structs.job import (
 )
 
 METRICS = ("ongoing_requests", "requests_per_second")
-_SERVICE_ONLY = ("model", "models", "port", "probes", "scaling")
+_SERVICE_ONLY = ("model", "models", "port", "probes", "scaling", "traffic")
 
 
 def parse_file(path: Path | str) -> list[JobSpec]:
@@ -179,6 +180,7 @@ class _SpecReader:
             port=top.take("port", whole_number(1, 65535), 0),
             probes=self._probes(service),
             scaling=self._scaling(),
+            traffic=read_traffic(top),
             models=top.take("models", models, ()),
             labels=read_mapping(top, "labels"),
             team=top.take("team", name_of, ""),

@@ -101,6 +101,8 @@ def _full(spec: JobSpec) -> dict[str, Any]:
         out["probes"] = _probes(spec.probes)
     if spec.scaling is not None:
         out["scaling"] = _scaling(spec.scaling)
+    if spec.traffic is not None:
+        out["traffic"] = msgspec.to_builtins(spec.traffic)
     if spec.begin_s:
         out["begin"] = format_moment(spec.begin_s)
     out["hold"] = spec.hold

@@ -15,6 +15,7 @@ KEYS: dict[str, tuple[str, ...]] = {
         "idle_timeout",
         "alloc",
         "idle_gpu",
+        "traffic",
     ),
     "tasks": ("resources", "env", "run"),
     "resources": ("gpu", "cpu", "memory", "any_of"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.structs.job import TaskState
+from tidecell.structs.traffic import TrafficPolicy
 from tidecell.traffic.table import Endpoint, Route, Table
 
 
@@ -27,7 +28,8 @@ def build_table(state: CellState, version: int, token_hashes: tuple[str, ...]) -
 
 def _route(state: CellState, job: Job) -> Route:
     endpoints = tuple(e for t in job.tasks if (e := _endpoint(state, job, t)) is not None)
-    return Route(service=job.spec.name, models=job.spec.models, endpoints=endpoints)
+    traffic = job.spec.traffic or TrafficPolicy()
+    return Route(service=job.spec.name, models=job.spec.models, endpoints=endpoints, traffic=traffic)
 
 
 def _endpoint(state: CellState, job: Job, task: Task) -> Endpoint | None:

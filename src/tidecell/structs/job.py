@@ -16,6 +16,7 @@ import msgspec
 from tidecell.structs.cron import Schedule
 from tidecell.structs.placement import Condition, Preference, Spread, Topology
 from tidecell.structs.resources import Resources
+from tidecell.structs.traffic import TrafficPolicy
 from tidecell.structs.work import Array
 
 
@@ -339,6 +340,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         idle_timeout_s: A dev session ends after so long without use; 0: never for that.
         idle_gpu: It ends when its accelerators do nothing; None: whatever they do.
         alloc: Name of the alloc whose envelopes its replicas enter; empty: they use machines' own capacity.
+        traffic: How the router treats a service's requests; None: by the defaults.
     """
 
     name: str
@@ -381,6 +383,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     idle_timeout_s: float = 0.0
     alloc: str = ""
     idle_gpu: IdleGpu | None = None
+    traffic: TrafficPolicy | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

@@ -56,6 +56,9 @@ class Directory:
         for route in table.routes:
             for model in route.models:
                 self._models.setdefault(model, route.service)
+        for alias, model in table.aliases.items():
+            if model in self._models:
+                self._models.setdefault(alias, self._models[model])
         prefixes = [(route.prefix.encode(), route.service) for route in table.routes if route.prefix]
         self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
         self._tokens = [token.lower().encode() for token in table.tokens]

@@ -107,7 +107,6 @@ class Exchange:
         "is_done",
         "is_queued",
         "method",
-        "rank",
         "sequence",
         "wants_payload",
     )
@@ -126,7 +125,6 @@ class Exchange:
         self._service = service
         self._request = request
         self._decision = decision
-        self.rank = decision.rank
         self.sequence = sequence
         self.method = request.head.method
         self.wants_payload = request.head.is_http10
@@ -202,12 +200,22 @@ class Exchange:
         message = f"the service {self._service.name!r} was stopped while the request waited for it"
         self._refuse(error(503, message, "removed", retry_after_s=5))
 
+    @property
+    def decision(self) -> Decision:
+        """What the policies said of it."""
+        return self._decision
+
+    def shed(self) -> None:
+        """End: its place in a full queue went to a more critical request."""
+        message = f"{self._service.name!r} is overloaded and serves more critical requests first"
+        self._refuse(error(503, message, "shed", retry_after_s=1))
+
     def _wait(self, now_s: float) -> None:
         if self._service.is_removed:
             self.service_removed()
             return
         if not self._service.enqueue(self):
-            message = f"{self._service.route.max_queue} requests wait for {self._service.name!r} already"
+            message = f"{self._service.num_queued} requests wait for {self._service.name!r} already"
             self._refuse(error(503, message, "queue_full", retry_after_s=1))
             return
         self._queued_at_s = now_s
@@ -387,7 +395,8 @@ class Exchange:
         if self._replica is not None:
             self._replica.failures += 1
             peers = [replica.health for replica in self._service.replicas.values()]
-            if self._replica.health.failed(now_s, peers):
+            outlier = self._service.route.traffic.outlier
+            if self._replica.health.failed(now_s, peers, outlier):
                 self._service.note_trouble(self._replica)
 
     def _may_retry(self) -> bool:

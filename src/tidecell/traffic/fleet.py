@@ -6,14 +6,14 @@ below. All of it runs on the loop's thread and nothing here awaits, so a change 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Collection
 from typing import Protocol
 
 from tidecell.traffic.balance import Load, Rng, least_outstanding
+from tidecell.traffic.fair_queue import CRITICALITIES, Entry, FairQueue
 from tidecell.traffic.health import Health, RetryBudget
 from tidecell.traffic.meters import ServiceMeter
-from tidecell.traffic.policy import Balancer, Facts, Policies, PowerOfTwo
+from tidecell.traffic.policy import Balancer, Decision, Facts, Policies, PowerOfTwo
 from tidecell.traffic.stats import EndpointStats, ServiceStats
 from tidecell.traffic.table import Endpoint, Route, Table
 
@@ -36,15 +36,21 @@ class Connection(Protocol):
 class Waiter(Protocol):
     """A request that waits for a replica."""
 
-    rank: int
     sequence: int
     is_queued: bool
+
+    @property
+    def decision(self) -> Decision:
+        """Its rank, tenant and deadline."""
 
     def dispatch(self) -> None:
         """Try to go to a replica now (and wait again if there is none)."""
 
     def service_removed(self) -> None:
         """End: the service has left the table."""
+
+    def shed(self) -> None:
+        """End: its place in a full queue went to a more critical one."""
 
 
 class Replica:
@@ -107,7 +113,7 @@ class Replica:
 class Service:
     """One route, its replicas and its queue."""
 
-    def __init__(self, name: str, rng: Rng) -> None:
+    def __init__(self, name: str, rng: Rng, clock: Callable[[], float]) -> None:
         self.name = name
         self.balancer: Balancer = PowerOfTwo(rng)
         self.route = Route(name)
@@ -120,14 +126,18 @@ class Service:
         self._ready: list[Replica] = []
         self._ready_loads: list[Load] = []  # of the same replicas, in the same order
         self._trouble_until_s = 0.0  # until then a replica may be ejected or unreachable
-        self._queue: list[
-            tuple[int, int, Waiter]
-        ] = []  # a heap: by rank, then whoever came first is first, also when it comes back
+        self._queue: FairQueue[Waiter] = FairQueue(self.route.max_queue, self._dropped, _is_gone)
+        self._is_flushing = False
+        self._has_limit = False
         self._rng = rng
+        self._clock = clock
 
     def apply(self, route: Route, now_s: float) -> None:
         """Take over a route of a new table."""
         self.route = route
+        overload = route.traffic.overload
+        self._queue.most = route.max_queue if overload is None else overload.max_queue
+        self._has_limit = overload is not None
         self.is_removed = False
         kept: dict[str, Replica] = {}
         for endpoint in route.endpoints:
@@ -138,6 +148,8 @@ class Service:
             if replica is None:
                 replica = Replica(endpoint, now_s)
             replica.set_state(endpoint.state, now_s)
+            replica.load.weight = endpoint.weight
+            replica.load.slow_start_s = route.traffic.slow_start_s
             kept[endpoint.id] = replica
         for replica in self.replicas.values():
             self._retire(replica, now_s)
@@ -157,6 +169,10 @@ class Service:
 
         Replicas in ``tried`` failed this request before; they come last, as do those ejected.
         """
+        if not self.balancer.has_room():
+            return None
+        if self.num_queued and self._has_limit and not self._is_flushing and not tried:
+            return None  # behind those who wait already
         ready = self._ready
         if not tried and now_s >= self._trouble_until_s:  # nearly always
             return ready[self.balancer.pick(self._ready_loads, facts, now_s)] if ready else None
@@ -170,7 +186,7 @@ class Service:
 
     def is_reachable(self, now_s: float) -> bool:
         """Return whether a request could go anywhere now."""
-        return bool(self._candidates(now_s, ()))
+        return self.balancer.has_room() and bool(self._candidates(now_s, ()))
 
     def has_other(self, tried: Collection[Replica | None], now_s: float) -> bool:
         """Return whether there is a replica to try that is not in ``tried``."""
@@ -188,12 +204,16 @@ class Service:
         return good or [r for r in reachable if r not in tried] or reachable
 
     def enqueue(self, waiter: Waiter) -> bool:
-        """Let a request wait; False if the queue is full."""
-        if self.num_queued >= self.route.max_queue:
+        """Let a request wait; False if the queue is full of others that are no less critical."""
+        what = waiter.decision
+        level = min(what.rank, len(CRITICALITIES) - 1)
+        entry = Entry(waiter, what.tenant, level, what.cost, what.weight, what.deadline_s, waiter.sequence)
+        if len(self._queue) >= self._queue.most > self.num_queued:
+            self._queue.sweep()
+        if not self._queue.push(entry):
             return False
         waiter.is_queued = True
         self.num_queued += 1
-        heapq.heappush(self._queue, (waiter.rank, waiter.sequence, waiter))
         return True
 
     def leave_queue(self, waiter: Waiter) -> None:
@@ -204,19 +224,27 @@ class Service:
 
     def flush(self, now_s: float, most: int = 1 << 30) -> None:
         """Send waiting requests, first come first, while there is a replica for them."""
-        for _ in range(min(most, self.num_queued)):
-            if not self.is_reachable(now_s):
-                return
-            waiter = self._pop()
-            if waiter is None:
-                return
-            waiter.dispatch()
+        if self._is_flushing:
+            return
+        self._is_flushing = True
+        try:
+            for _ in range(min(most, self.num_queued)):
+                if not self.is_reachable(now_s):
+                    return
+                waiter = self._pop()
+                if waiter is None:
+                    return
+                waiter.dispatch()
+        finally:
+            self._is_flushing = False
 
     def release(self, replica: Replica) -> None:
-        """Note that one attempt at a replica is over."""
+        """Note that one attempt at a replica is over, and let those who wait for room have it."""
         replica.load.in_flight -= 1
         if replica.load.in_flight == 0 and replica in self.gone:
             self.gone.remove(replica)
+        if self.num_queued:
+            self.flush(self._clock())
 
     def in_flight(self) -> int:
         """Return the attempts at replicas, including those that left the table."""
@@ -241,6 +269,7 @@ class Service:
             duration_ms=meter.duration_ms.quantiles(now_s),
             tokens_in_total=meter.tokens_in_total,
             tokens_out_total=meter.tokens_out_total,
+            choices_total=dict(self.balancer.reasons),
             endpoints=self._endpoint_stats(now_s),
         )
 
@@ -269,13 +298,23 @@ class Service:
             self.gone.append(replica)
 
     def _pop(self) -> Waiter | None:
-        while self._queue:
-            *_, waiter = heapq.heappop(self._queue)
-            if waiter.is_queued:
-                waiter.is_queued = False
-                self.num_queued -= 1
-                return waiter
-        return None
+        waiter = self._queue.pop(self._clock())
+        if waiter is not None:
+            self.leave_queue(waiter)
+        return waiter
+
+    def _dropped(self, waiter: Waiter, why: str) -> None:
+        if not waiter.is_queued:
+            return  # it comes and is refused; whoever brought it answers
+        self.leave_queue(waiter)
+        if why == "late":
+            waiter.dispatch()  # finds its deadline passed
+        else:
+            waiter.shed()
+
+
+def _is_gone(waiter: Waiter) -> bool:
+    return not waiter.is_queued
 
 
 class Fleet:
@@ -302,7 +341,7 @@ class Fleet:
             if service.name not in named and not service.is_removed:
                 service.remove(now_s)
         for route in table.routes:
-            service = self.services.setdefault(route.service, Service(route.service, self._rng))
+            service = self.services.setdefault(route.service, Service(route.service, self._rng, self._clock))
             service.balancer = policies.balancers[route.service]
             service.apply(route, now_s)
             service.flush(now_s)

@@ -3,7 +3,7 @@
 Two kinds of bad news are kept apart. A refused connection is a fact: nothing listens, so the replica is
 unreachable until a short, growing pause is over, however many others are too. Failing answers are a
 suspicion, and a common cause (a poisonous request, a full disk they share) makes everybody look bad at
-once: so never more than half are ejected.
+once: so never more than a share (half) are ejected.
 
 Sources: Envoy's outlier detection (5 consecutive failures, ejection time growing with each ejection) and
 retry budgets; Google's SRE book, chapter 21 (retries at most 10 % of requests).
@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-EJECT_AFTER = 5
-EJECT_BASE_S = 5.0
-EJECT_MAX_S = 120.0
-MAX_EJECTED_SHARE = 0.5
+from tidecell.structs.traffic import OutlierPolicy
+
+DEFAULT_OUTLIERS = OutlierPolicy()
+EJECT_AFTER = DEFAULT_OUTLIERS.after
 PAUSE_BASE_S = 0.1
 PAUSE_MAX_S = 2.0
 RETRY_SHARE = 0.1
@@ -72,24 +72,25 @@ class Health:
         if self.num_ejections and not self.is_ejected(now_s):
             self.num_ejections -= 1
 
-    def failed(self, now_s: float, peers: Iterable[Health]) -> bool:
+    def failed(self, now_s: float, peers: Iterable[Health], policy: OutlierPolicy = DEFAULT_OUTLIERS) -> bool:
         """Note a failed answer, and eject the replica if it is due and enough others remain.
 
         Args:
             now_s: Time.
             peers: All replicas of the service, this one included.
+            policy: When and for how long.
 
         Returns:
             Whether it was ejected by this failure.
         """
         self.consecutive_failures += 1
-        if self.consecutive_failures < EJECT_AFTER or self.is_ejected(now_s):
+        if self.consecutive_failures < policy.after or self.is_ejected(now_s):
             return False
         others = list(peers)
         num_ejected = sum(peer.is_ejected(now_s) for peer in others)
-        if num_ejected + 1 > len(others) * MAX_EJECTED_SHARE:
+        if num_ejected + 1 > len(others) * policy.max_share:
             return False
-        span_s = min(EJECT_MAX_S, EJECT_BASE_S * 2.0 ** min(self.num_ejections, 16))
+        span_s = min(policy.max_s, policy.base_s * 2.0 ** min(self.num_ejections, 16))
         self.num_ejections += 1
         self.consecutive_failures = 0
         self.ejected_until_s = now_s + span_s

@@ -24,6 +24,7 @@ def _families(stats: RouterStats) -> Iterator[tuple[str, str, str, Iterable[Samp
     yield "table_version", "gauge", "Version of the table that is served.", [({}, stats.version)]
     yield "connections", "gauge", "Open client connections.", [({}, stats.connections)]
     yield "requests_total", "counter", "Finished requests by outcome.", _by_outcome(stats)
+    yield "choices_total", "counter", "Choices of a replica by reason.", _choices(stats)
     yield "retries_total", "counter", "Attempts beyond the first.", _each(stats, "retries_total")
     yield "in_flight", "gauge", "Requests at a replica.", _each(stats, "in_flight")
     yield "queued", "gauge", "Requests waiting for a replica.", _each(stats, "queued")
@@ -44,6 +45,12 @@ def _by_outcome(stats: RouterStats) -> Iterator[Sample]:
             yield {"service": name, "outcome": outcome}, count
     for outcome, count in stats.refused_total.items():
         yield {"service": "", "outcome": outcome}, count
+
+
+def _choices(stats: RouterStats) -> Iterator[Sample]:
+    for name, service in stats.services.items():
+        for reason, count in service.choices_total.items():
+            yield {"service": name, "reason": reason}, count
 
 
 def _each(stats: RouterStats, field: str) -> Iterator[Sample]:

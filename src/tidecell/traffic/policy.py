@@ -55,6 +55,9 @@ class Decision(msgspec.Struct, frozen=True):
         shadow: Send a copy to this service and drop the answer; empty: none.
         rank: Place in the queue while nothing is ready: lower first, then first come.
         deadline_s: Not sent to a replica after this time.
+        tenant: Whose it is; tenants of one rank share by turns.
+        cost: What it takes of its tenant's share.
+        weight: Its tenant's share beside others'.
     """
 
     refusal: Reply | None = None
@@ -62,6 +65,9 @@ class Decision(msgspec.Struct, frozen=True):
     shadow: str = ""
     rank: int = 0
     deadline_s: float = inf
+    tenant: str = ""
+    cost: float = 1.0
+    weight: float = 1.0
 
 
 ADMIT = Decision()
@@ -100,7 +106,13 @@ class Admission(Protocol):
 
 
 class Balancer(Protocol):
-    """Which replica takes an attempt; one per service, kept when a new table comes."""
+    """Which replica takes an attempt; one per service, kept when a new table comes.
+
+    Attributes:
+        reasons: How often each choice was made, by a word for its reason.
+    """
+
+    reasons: dict[str, int]
 
     def pick(self, loads: Sequence[Load], facts: Facts, now_s: float) -> int:
         """Return the index of the replica; ``loads`` is not empty."""
@@ -113,6 +125,9 @@ class Balancer(Protocol):
 
     def on_end(self, load: Load, facts: Facts, end: End, now_s: float) -> None:
         """Note that the attempt is over; exactly once for each that started."""
+
+    def has_room(self) -> bool:
+        """Return whether one more attempt may start; while not, requests wait in the service's queue."""
 
 
 class AdmitAll:
@@ -130,6 +145,7 @@ class PowerOfTwo:
     """Two at random, the better one; see ``balance``."""
 
     def __init__(self, rng: Rng) -> None:
+        self.reasons: dict[str, int] = {}
         self._rng = rng
 
     def pick(self, loads: Sequence[Load], facts: Facts, now_s: float) -> int:
@@ -156,6 +172,10 @@ class PowerOfTwo:
 
     def on_end(self, load: Load, facts: Facts, end: End, now_s: float) -> None:
         """Keep nothing."""
+
+    def has_room(self) -> bool:
+        """Return True: there is no limit."""
+        return True
 
 
 class Policies:

@@ -44,6 +44,7 @@ from tidecell.traffic.exchange import Exchange
 from tidecell.traffic.fleet import Fleet, Service
 from tidecell.traffic.http1 import RequestHead
 from tidecell.traffic.http2 import Watched
+from tidecell.traffic.policies import TrafficPolicies
 from tidecell.traffic.policy import Policies
 from tidecell.traffic.replies import Reply
 from tidecell.traffic.request import Limits
@@ -77,8 +78,9 @@ class Router:
         self.log = AccessLog(self._dir / "access.jsonl")
         self.table = _load(self._dir / "table.json")
         self._rng = rng
-        self.policies = Policies(self.table, rng)
         self.fleet = Fleet(rng, self.now)
+        self.traffic = self._make_policies(self.table, None)
+        self.policies: Policies = self.traffic
         self.fleet.apply(self.table, self.policies)
         self.directory = Directory(self.table, int(time.time()))
         self._started_s = self.now()
@@ -159,6 +161,14 @@ class Router:
 
     # -- control
 
+    def _make_policies(self, table: Table, previous: TrafficPolicies | None) -> TrafficPolicies:
+        offset_s = time.time() - self.now()
+        return TrafficPolicies(table, self._rng, previous, offset_s, self._is_ready)
+
+    def _is_ready(self, name: str) -> bool:
+        service = self.find(name)
+        return service is not None and service.is_reachable(self.now())
+
     async def put_table(self, table: Table) -> bool:
         """Serve a table from now on; return whether it is on disk as well.
 
@@ -168,7 +178,7 @@ class Router:
         check_order(self.table, table)
         self.table = table
         self.directory = Directory(table, int(time.time()))
-        self.policies = Policies(table, self._rng, self.policies)
+        self.policies = self.traffic = self._make_policies(table, self.traffic)
         self.fleet.apply(table, self.policies)
         async with self._persisting:
             if self.table is not table:

@@ -60,6 +60,7 @@ class ServiceStats(msgspec.Struct, frozen=True):
         duration_ms: From admission to the last byte of the answer.
         tokens_in_total: Prompt tokens, from the ``usage`` that replicas reported.
         tokens_out_total: Completion tokens, likewise.
+        choices_total: Choices of a replica, by the policy's word for the reason (docs/router-policies.md).
         endpoints: By endpoint id; those that left the table stay until nothing is in flight.
     """
 
@@ -76,6 +77,7 @@ class ServiceStats(msgspec.Struct, frozen=True):
     duration_ms: Quantiles = Quantiles()
     tokens_in_total: int = 0
     tokens_out_total: int = 0
+    choices_total: dict[str, int] = {}
     endpoints: dict[str, EndpointStats] = {}
 
 

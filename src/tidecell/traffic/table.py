@@ -16,6 +16,8 @@ from typing import Literal
 import msgspec
 
 from tidecell.structs.errors import ConflictError, RefusedError
+from tidecell.structs.traffic import Rule, Tenant, TrafficPolicy
+from tidecell.structs.traffic_check import check_rules, check_tenants, check_traffic
 
 EndpointState = Literal["ready", "draining"]
 
@@ -28,12 +30,14 @@ class Endpoint(msgspec.Struct, frozen=True):
         host: Address, an IP or a name.
         port: TCP port.
         state: ``ready`` takes new requests, ``draining`` only finishes those it has.
+        weight: Its share beside the others', for ``weighted-round-robin``.
     """
 
     id: str
     host: str
     port: int
     state: EndpointState = "ready"
+    weight: float = 1.0
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -46,6 +50,7 @@ class Route(msgspec.Struct, frozen=True):
         max_queue: Requests that may wait while no replica can take them.
         queue_timeout_s: How long a request may wait, over all its attempts.
         prefix: A further path prefix, stripped before forwarding; starts and ends with ``/``.
+        traffic: How its requests are treated.
     """
 
     service: str
@@ -54,6 +59,7 @@ class Route(msgspec.Struct, frozen=True):
     max_queue: int = 1024
     queue_timeout_s: float = 60.0
     prefix: str | None = None
+    traffic: TrafficPolicy = TrafficPolicy()
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -64,12 +70,20 @@ class Table(msgspec.Struct, frozen=True):
         epoch: Fencing epoch of the writer.
         routes: One per service. Where two name the same model, the first gets its requests.
         tokens: SHA-256 (hex) of the bearer tokens that are accepted; none: no token is asked for.
+        rules: Where requests go otherwise than model, host or path say; the first that matches.
+        tenants: Whose keys have limits; their keys' hashes must be among ``tokens``.
+        aliases: Other names of models.
+        routers: Router processes that are given this table; each holds an equal part of every limit.
     """
 
     version: int = 0
     epoch: int = 0
     routes: tuple[Route, ...] = ()
     tokens: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    tenants: tuple[Tenant, ...] = ()
+    aliases: dict[str, str] = {}
+    routers: int = 1
 
     @property
     def order(self) -> tuple[int, int]:
@@ -117,6 +131,12 @@ def check(table: Table) -> None:
     _unique("prefix", [route.prefix for route in table.routes if route.prefix is not None])
     for route in table.routes:
         _check_route(route)
+        check_traffic(route.service, route.traffic)
+    services = {route.service for route in table.routes}
+    check_rules(table.rules, services)
+    check_tenants(table.tenants, table.tokens)
+    if table.routers < 1:
+        raise RefusedError(f"the table is for {table.routers} routers", hint="give 1 or more")
 
 
 def check_order(current: Table, new: Table) -> None:
@@ -150,6 +170,11 @@ def _check_route(route: Route) -> None:
             raise RefusedError(
                 f"endpoint {endpoint.id!r} has port {endpoint.port}; allowed are 1 to 65535",
                 hint="give the port the replica listens on",
+            )
+        if not 0.0 <= endpoint.weight < float("inf"):
+            raise RefusedError(
+                f"endpoint {endpoint.id!r} has weight {endpoint.weight:g}; it must be 0 or more",
+                hint="0 gets no request while another has more",
             )
 
 
