@@ -22,6 +22,7 @@ class Recorder:
     def __init__(self, decision: Decision = ADMIT) -> None:
         self.decision = decision
         self.calls: list[tuple] = []
+        self.reasons: dict[str, int] = {}
 
     def admit(self, facts: Facts, now_s: float) -> Decision:
         self.calls.append(("admit", facts.service, facts.model, facts.stream, facts.max_tokens, facts.user))
@@ -29,6 +30,9 @@ class Recorder:
 
     def settle(self, facts: Facts, end: End, now_s: float) -> None:
         self.calls.append(("settle", end.outcome, end.status, end.tokens_in, end.tokens_out))
+
+    def has_room(self) -> bool:
+        return True
 
     def pick(self, loads: list, facts: Facts, now_s: float) -> int:
         return 0
