@@ -35,7 +35,7 @@ class Progress:
 
     @property
     def speed(self) -> float:
-        """Return work done in a second: the share of its replicas that run, 0 below its gang, or of an array."""
+        """Return work done in a second: the share of its replicas that run; below its gang, 0."""
         if self.job.spec.array is not None:
             return 0.0
         replicas = self.job.spec.replicas
