@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from tidecell.sim.simple import MAX_GPUS, MAX_REPLICAS, clean_name, make_machine, unique_names
-from tidecell.sim.table import Rows, Table, is_blank, moment, number, require_columns, text, whole
+from tidecell.sim.table import Rows, Table, is_blank, moment, number, require_columns, seconds, text, whole
 from tidecell.sim.workload import SimJob
 from tidecell.structs.errors import DataError
 from tidecell.structs.job import (
@@ -60,9 +60,9 @@ def read_openb_jobs(table: Table, variant: str = "") -> tuple[list[SimJob], list
     cpus, memories = rows.required("cpu_milli", whole(), 0), rows.required("memory_mib", whole(), 0)
     counts, shares = rows.required("num_gpu", whole(0, MAX_GPUS), 0), rows.read("gpu_milli", whole(0, GPU), 0)
     types = rows.read("gpu_spec", text, "")
-    created = rows.read("creation_time", number(), 0.0)
-    began: list[float | None] = rows.read("scheduled_time", number(), None)
-    deleted: list[float | None] = rows.read("deletion_time", number(), None)
+    created = rows.read("creation_time", seconds, 0.0)
+    began: list[float | None] = rows.read("scheduled_time", seconds, None)
+    deleted: list[float | None] = rows.read("deletion_time", seconds, None)
     rows.check()
     names = unique_names([str(n) for n in table.columns["name"]], "pod")
     jobs = []
@@ -110,7 +110,7 @@ def read_philly(table: Table, machines: list[MachineSpec]) -> tuple[list[SimJob]
     require_columns(table, PHILLY_COLUMNS, (), "the Philly format")
     rows = Rows(table)
     submitted = rows.required("timestamp", moment, 0.0)
-    durations = rows.required("duration", number(), 0.0)
+    durations = rows.required("duration", seconds, 0.0)
     gpus = rows.required("num_gpus", whole(1, MAX_REPLICAS), 1)
     teams = rows.read("cluster", text, "")
     rows.check()
@@ -149,9 +149,9 @@ def read_dlrm(table: Table) -> tuple[list[SimJob], list[str]]:
     cpus = rows.required("cpu_request", number(), 0.0)
     gpus = rows.required("gpu_request", number(0.0, MAX_GPUS), 0.0)
     memories = rows.required("memory_request", number(), 0.0)
-    created, deleted = rows.read("creation_time", number(), 0.0), table.columns.get("deletion_time", ())
+    created, deleted = rows.read("creation_time", seconds, 0.0), table.columns.get("deletion_time", ())
     apps = rows.required("app_name", text, "")
-    ends: list[float | None] = rows.read("deletion_time", number(), None)
+    ends: list[float | None] = rows.read("deletion_time", seconds, None)
     rows.check()
     names = unique_names([str(n) for n in table.columns["instance_sn"]], "instance")
     jobs = [

@@ -17,7 +17,7 @@ from tidecell.client.units import (
     parse_priority,
     parse_size,
 )
-from tidecell.sim.table import Rows, Table, moment, number, one_of, require_columns, text, whole
+from tidecell.sim.table import Rows, Table, moment, number, one_of, require_columns, seconds, text, whole
 from tidecell.sim.workload import LoadPoint, MachineChange, SimJob
 from tidecell.structs.errors import DataError
 from tidecell.structs.job import (
@@ -153,7 +153,7 @@ def _job_columns(rows: Rows) -> dict[str, list[Any]]:
     parsers: dict[str, tuple[Callable[[object], Any], Any]] = {
         "name": (text, ""),
         "submit_s": (moment, 0.0),
-        "duration_s": (number(), None),
+        "duration_s": (seconds, None),
         "stop_s": (moment, None),
         "replicas_min": (whole(0, MAX_REPLICAS), None),
         "replicas_max": (whole(1, MAX_REPLICAS), None),
@@ -243,9 +243,9 @@ def read_machines(table: Table) -> tuple[list[MachineSpec], list[MachineChange]]
     attributes: list[dict[str, str]] = rows.read("attributes", _attributes, {})
     ups, downs = rows.read("up_s", moment, None), rows.read("down_s", moment, None)
     for i in range(len(table)):
-        up_s, down_s = ups[i] or 0.0, downs[i]
-        if down_s is not None and down_s <= up_s:
-            rows.mistake(i, "down_s", f"{down_s:g} is not after up_s, which is {up_s:g}")
+        joins_s, leaves_s = ups[i] or 0.0, downs[i]
+        if leaves_s is not None and leaves_s <= joins_s:
+            rows.mistake(i, "down_s", f"{leaves_s:g} is not after up_s, which is {joins_s:g}")
         if not cpus[i] and not gpus[i]:
             rows.mistake(i, "cpu", "the machine has neither cpu nor gpu", "give it one of them")
     rows.check()

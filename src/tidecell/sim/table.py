@@ -26,6 +26,7 @@ MAX_ROWS = 5_000_000  # more would not be simulated in a day, and a damaged file
 POOLED = 4096  # cells of a column that are kept once however often they come
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 EPOCH = datetime(1970, 1, 1)
+MAX_TIME_S = 1e11  # of a moment, counted from 1970 or from anywhere: three thousand years
 T = TypeVar("T")
 
 
@@ -74,17 +75,14 @@ def read_table(path: Path) -> Table:
             head = file.peek(4)[:4]
             if head == b"PAR1":
                 return _parquet(str(path), file)
-            return _csv(str(path), _unpacked(file) if head[:2] == b"\x1f\x8b" else file)
+            packed = head[:2] == b"\x1f\x8b"
+            return _csv(str(path), gzip.GzipFile(fileobj=file) if packed else file)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is a damaged gzip file: {error}", "fetch it again") from error
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror or error}", "give an existing file"
         ) from error
-
-
-def _unpacked(file: IO[bytes]) -> IO[bytes]:
-    return gzip.GzipFile(fileobj=file)
 
 
 class _ArrowColumns(Mapping[str, Sequence[Any]]):
@@ -156,7 +154,7 @@ def _parquet(source: str, file: IO[bytes]) -> Table:
     return Table(source, _ArrowColumns(source, table))
 
 
-def _csv(source: str, file: IO[bytes]) -> Table:
+def _csv(source: str, file: IO[bytes] | gzip.GzipFile) -> Table:
     """Return a CSV file's table; what is read is kept by column, and often seen cells once."""
     with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         return _rows_of(source, csv.reader(text, strict=True))
@@ -327,6 +325,9 @@ def number(low: float = 0.0, high: float = math.inf) -> Callable[[object], float
     return parse
 
 
+seconds = number(0.0, MAX_TIME_S)
+
+
 def whole(low: int = 0, high: float = math.inf) -> Callable[[object], int]:
     """Return a parser of whole numbers in a range."""
     read = number(low, high)
@@ -343,14 +344,14 @@ def whole(low: int = 0, high: float = math.inf) -> Callable[[object], int]:
 def moment(value: object) -> float:
     """Return seconds: of a number, or of a date and time as seconds since 1970."""
     if isinstance(value, datetime):
-        return (value.replace(tzinfo=None) - EPOCH).total_seconds()
+        return seconds((value.replace(tzinfo=None) - EPOCH).total_seconds())
     try:
-        return number()(value)
+        return seconds(value)
     except ValueError as error:
         if "is not a number" not in str(error):
             raise
     try:
-        return (datetime.fromisoformat(str(value)).replace(tzinfo=None) - EPOCH).total_seconds()
+        return seconds((datetime.fromisoformat(str(value)).replace(tzinfo=None) - EPOCH).total_seconds())
     except ValueError:
         raise ValueError("is no time; write 2017-10-09 07:01:55 or seconds") from None
 

@@ -205,8 +205,15 @@ class World:
         return min(times, default=None)
 
     def _moves(self) -> bool:
-        """Whether anything can still change without a new input: then the cell keeps ticking."""
-        return bool(len(self.clock)) and bool(self.state.live_uids)
+        """Whether time alone may change anything: something waits, or a job's rules look at the clock.
+
+        Ends, limits and back-offs have timers of their own; a cell in which all runs need not tick.
+        """
+        index = self.state.index
+        return bool(len(self.clock)) and bool(index.candidates or index.timed or self._live_policy())
+
+    def _live_policy(self) -> bool:
+        return self.state.policy is not None and bool(self.state.live_uids)
 
     def _pass(self, now_s: float) -> None:
         inputs = [told for _, happen in self.clock.take_until(now_s) if (told := happen()) is not None]

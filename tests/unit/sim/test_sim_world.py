@@ -178,7 +178,7 @@ def test_specs_are_submitted_as_they_are():
 
 def test_items_of_an_array_each_take_their_time_and_so_many_run_at_once():
     items = job("sweep", 0, 100, array=Array(5), replicas=Replicas(0, 2))
-    world, recorder, figures = simulate(items)
+    _, recorder, figures = simulate(items)
     assert finished(recorder) == {"sweep": 300.0}
     assert figures.work_lost_s == 0
     ratio = figures.fairness.finish_time_ratio
