@@ -2,9 +2,9 @@
 
 The trace is cut into windows of 2,500 jobs; each runs on a cell so small that it queues, in virtual time,
 from empty. While it goes on, jobs that wait are asked when they start; the answer rests on what the cell
-remembers, as live. Windows with an even number chose the method and its constants, those with an odd number measure it.
-The baseline is what one would do without any of it: the quantiles of past waits of jobs of the same size
-that had waited as long.
+remembers, as live. Windows with an even number chose the method and its constants, those with an odd number
+measure it. The baseline is what one would do without any of it: the quantiles of past waits of jobs of the
+same size that had waited as long.
 """
 
 from __future__ import annotations

@@ -18,16 +18,16 @@ from tidecell.sim.world import World
 from tidecell.structs.job import JobSpec
 from tidecell.structs.resources import Resources
 
-NUM_JOBS = 320
-NUM_CELLS = 10
-EVERY_S = 600.0  # far apart: answers of the same queue are one answer
+NUM_JOBS = 300
+NUM_CELLS = 5
+EVERY_S = 800.0  # far apart: answers of the same queue are one answer
 
 
 class Asker:
     """Asks about one waiting job now and then, once there is a past."""
 
     def __init__(self, world: World, seed: int) -> None:
-        self.world, self.rng, self.next_s = world, random.Random(seed), 3000.0
+        self.world, self.rng, self.next_s = world, random.Random(seed), 5000.0
         self.found: list[tuple[str, StartRange]] = []
 
     def __call__(self, now_s: float, outcome: Outcome, state: CellState) -> None:
@@ -47,11 +47,11 @@ def asked(seed: int) -> list[bool]:
     rng = random.Random(seed)
     jobs, at_s = [], 0.0
     for number in range(NUM_JOBS):
-        at_s += rng.expovariate(1 / 37.0)
-        cpu = rng.choice((1, 1, 2, 2, 4))
+        at_s += rng.expovariate(1 / 56.0)
+        cpu = rng.choice((1, 2))
         spec = JobSpec(f"j{number}", run="x", resources=Resources(1000 * cpu, 0))
         jobs.append(SimJob(spec, at_s, min(4000.0, rng.lognormvariate(4.4, 1.0))))
-    fleet = (make_machine("a", 4000, 0), make_machine("b", 4000, 0))
+    fleet = (make_machine("a", 2000, 0), make_machine("b", 2000, 0))
     world = World(Workload(fleet, tuple(jobs)), behaviour=Behaviour(starts_after_s=0.0, batch_s=10.0))
     recorder, asker = Recorder(), Asker(world, seed)
     world.observers += [recorder, asker]
@@ -69,7 +69,6 @@ def holds(found: StartRange, placed_s: float | None, offset_s: float) -> bool:
 
 def test_the_stated_rate_holds_for_steady_work_within_binomial_bounds():
     held = [one for seed in range(NUM_CELLS) for one in asked(seed)]
-    assert len(held) >= 60
+    assert len(held) >= 50
     share, deviation = sum(held) / len(held), math.sqrt(RATE * (1 - RATE) / len(held))
-    print(len(held), share)
     assert share >= RATE - 2.5 * deviation, f"{sum(held)} of {len(held)}"
