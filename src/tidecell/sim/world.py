@@ -222,7 +222,10 @@ class World:
         if now_s >= self._beat_s or self._tick_due:
             self._beat_s, self._tick_due = now_s + self.behaviour.heartbeat_s, False
             inputs.append(Tick())
-        self._tick(inputs)
+        if inputs or self.runtime.dirty:
+            self._tick(inputs)
+        else:  # nobody told the cell anything, and it has nothing left to do
+            self._wake_s = math.inf
 
     def _tick(self, inputs: list[Input]) -> None:
         now_s = self.clock.now_s
