@@ -134,8 +134,9 @@ def _waits(axes: Any, figures: Figures) -> None:
         at = [x + (i - (len(figures.wait_s_by_band) - 1) / 2) * width for x in range(len(names))]
         label = f"{band} ({found.count} jobs)"
         bars = axes.bar(at, values, width * 0.92, color=_BANDS.get(band, _INK), label=label)
-        labels = [_short(v * scale) for v in values]
+        labels = [f"{v:.3g}{unit[0]}" if v >= 1 else _short(v * scale) for v in values]
         axes.bar_label(bars, labels=labels, fontsize=8, color=_INK)
+    axes.margins(y=0.1)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel(f"wait, {unit}")
     _legend(axes)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tidecell.cli.sim import sim
 from tidecell.sim.published import read_philly
 from tidecell.sim.simple import MAX_GPUS, make_machine, read_jobs, read_machines, unique_names
 from tidecell.sim.table import MAX_ROWS, Table, read_table
 from tidecell.sim.trace import has_times, read_fleet
-from tidecell.structs.errors import DataError, SpecError
+from tidecell.structs.errors import DataError, SpecError, TidecellError
 
 HEAD = "name,submit_s,duration_s,cpu\n"
 ROWS = HEAD + "a,0,10,1\nb,5,10,2\n"
@@ -240,3 +241,26 @@ def test_a_file_with_more_rows_than_any_trace_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr("tidecell.sim.table.MAX_ROWS", 1)
     assert MAX_ROWS > 1_000_000
     assert "has more than 1 rows" in refused(put(tmp_path, ROWS)).message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--trace", "t.csv", "--policy", "fgd", "--until", "1h"],
+            "--policy packs, it runs nothing in time; --until",
+        ),
+        (
+            ["--trace", "t.csv", "--compact", "--load", "l.csv"],
+            "--compact packs, it runs nothing in time; --load",
+        ),
+        (["--trace", "t.csv", "--compact", "--plot", "o.png"], "--compact has no curve to draw; --plot"),
+        (["--from", "live", "--trace", "t.csv"], "--from runs a cell in time; --trace"),
+        (["--from", "live", "--startup", "9s"], "--from runs a cell in time; --startup"),
+        (["--trace", "t.csv", "--plot", "o.txt"], "--plot o.txt does not end in .png"),
+    ],
+)
+def test_options_that_a_mode_would_ignore_are_refused(options: list[str], message: str):
+    with pytest.raises(TidecellError) as caught:
+        sim.main(options, standalone_mode=False)
+    assert caught.value.message.startswith(message)
