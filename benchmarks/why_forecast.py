@@ -118,11 +118,13 @@ def gpus(job: SimJob) -> int:
     return job.spec.resources.gpu_millis // 1000 * job.spec.replicas.max
 
 
-def ask_window(number: int, jobs: list[SimJob], num_questions: int) -> tuple[list[Answer], float]:
+def ask_window(
+    number: int, jobs: list[SimJob], num_questions: int, load: float
+) -> tuple[list[Answer], float]:
     """Run one window and ask; return the answers, and seconds of CPU for them."""
     begin_s, end_s = jobs[0].submit_s, jobs[-1].submit_s
     work = sum(gpus(j) * min(j.work_s or 0.0, end_s - j.submit_s) for j in jobs)
-    num_machines = max(6, round(work / (end_s - begin_s) / 8 / LOAD))
+    num_machines = max(6, round(work / (end_s - begin_s) / 8 / load))
     fleet = read_fleet(f"{num_machines}:gpu=8,cpu=64")
     some = tuple(j for j in jobs if gpus(j) <= 2 * num_machines)
     world = World(Workload(tuple(fleet.machines), some), seed=1, behaviour=Behaviour(batch_s=60.0))
@@ -142,6 +144,7 @@ def main() -> None:
     """Run the windows, ask, and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--develop", action="store_true", help="the windows that chose the method")
+    parser.add_argument("--load", type=float, default=LOAD, help="of the machines; less of them, more waits")
     parser.add_argument("--windows", type=int, default=0, help="only so many")
     parser.add_argument("--questions", type=int, default=40, help="moments of a window at which is asked")
     args = parser.parse_args()
@@ -155,7 +158,9 @@ def main() -> None:
     answers: list[Answer] = []
     cpu_s = 0.0
     for number in numbers[: args.windows or None]:
-        found, took_s = ask_window(number, jobs[number * WINDOW : (number + 1) * WINDOW], args.questions)
+        found, took_s = ask_window(
+            number, jobs[number * WINDOW : (number + 1) * WINDOW], args.questions, args.load
+        )
         answers += found
         cpu_s += took_s
         held = [is_inside(a) for a in found if a.found is not None and a.found.rate]
