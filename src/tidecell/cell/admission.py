@@ -192,10 +192,11 @@ def _room_when_empty(state: CellState, spec: JobSpec) -> int | None:
     key = (spec.shapes, spec.constraints, spec.topology, spec.spread)
     known = state.index.capacity.get(key)
     if known is None:
-        rows = rows_for(state, spec)
-        if not rows:
+        fleet = state.index.capacity.get("fleet")
+        if fleet is None:
+            fleet = state.index.capacity["fleet"] = Fleet.of(rows_for(state, spec))
+        if not fleet.names:
             return None
-        fleet = Fleet.of(rows)
         known = state.index.capacity[key] = num_that_fit(fleet, spec)
     return int(known)
 

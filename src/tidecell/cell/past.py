@@ -1,9 +1,11 @@
-"""How long the cell's finished work took: what forecasts rest on. Pure."""
+"""How long the cell's work took and waited: what forecasts rest on. Pure."""
 
 from __future__ import annotations
 
-from tidecell.cell.state import CellState
-from tidecell.scheduler.durations import History
+import math
+
+from tidecell.cell.state import MAX_FINISHED, CellState, Job
+from tidecell.scheduler.durations import History, Wait
 from tidecell.structs.job import TaskState
 
 RECENT_S = 6 * 3600.0  # what is submitted next is taken to be like what was submitted in this time
@@ -26,4 +28,21 @@ def history_of(state: CellState, now_s: float) -> History:
         for job in state.jobs.values()
         if 0 < now_s - job.submitted_s <= RECENT_S and not job.spec.is_service
     )
-    return History(ended, ongoing, arrivals)
+    waits = (wait for job in state.jobs.values() if (wait := _wait(job)) is not None)
+    return History(ended, ongoing, arrivals, waits, _known_since_s(state))
+
+
+def _wait(job: Job) -> Wait | None:
+    """Return a job's wait for its first start; None where it may have waited for something else."""
+    spec = job.spec
+    if spec.after or spec.schedule is not None or (job.held and not job.started_s):
+        return None
+    until_s = job.started_s or (math.inf if job.live else job.finished_s)
+    return Wait(job.uid, spec, max(job.submitted_s, job.begin_s), until_s, bool(job.started_s))
+
+
+def _known_since_s(state: CellState) -> float:
+    """Return since when no finished job is forgotten; 0: since ever."""
+    if len(state.finished_uids) < MAX_FINISHED:
+        return 0.0
+    return state.jobs[state.finished_uids[0]].finished_s

@@ -38,22 +38,20 @@ class Picture:
         self._fleet = Fleet.of(())
         self._jobs: tuple[JobView, ...] | None = ()
         self._kept_waiting: tuple[str, ...] | None = ()
+        self._machines_due = True  # machines may have changed since the fleet was made
         state.index.changes = Changes(jobs=dict.fromkeys(state.live_uids), machines=True)
 
     def look(self, now_s: float) -> tuple[Snapshot, Kept]:
         """Return the cell as it is at ``now_s``, and what spares the scheduler from looking at all of it."""
-        state, changes = self._state, self._state.index.changes
-        if changes is None:
-            raise ValueError("another keeper has taken over the changes of this state")
-        state.index.changes = Changes()
-        for uid in changes.jobs | dict.fromkeys(self._by_clock):
-            self._update(uid, changes.jobs.get(uid), now_s)
+        self._catch_up(now_s)
+        state = self._state
         if self._jobs is None:
             self._jobs = tuple(self._views.values())
         if self._kept_waiting is None:
             self._kept_waiting = tuple(sorted(self._waiting, key=self._place.__getitem__))
         claims = tuple(state.claims[k] for k in sorted(state.claims))
-        changed = changes.machines and self._see_machines()
+        changed = self._machines_due and self._see_machines()
+        self._machines_due = False
         closed = self._see_closed(now_s)
         snapshot = Snapshot(now_s, self._machines, self._jobs, claims, self._closed, state.policy)
         if changed:
@@ -61,6 +59,21 @@ class Picture:
         elif closed:
             self._fleet.close(self._closed)
         return snapshot, Kept(self._fleet, self._views, self._kept_waiting)
+
+    def any_waits(self, now_s: float) -> bool:
+        """Return whether any task that should run does not; costs what changed since the last look."""
+        self._catch_up(now_s)
+        return bool(self._waiting)
+
+    def _catch_up(self, now_s: float) -> None:
+        """Take in what has changed."""
+        changes = self._state.index.changes
+        if changes is None:
+            raise ValueError("another keeper has taken over the changes of this state")
+        self._state.index.changes = Changes()
+        self._machines_due = self._machines_due or changes.machines
+        for uid in changes.jobs | dict.fromkeys(self._by_clock):
+            self._update(uid, changes.jobs.get(uid), now_s)
 
     def _see_machines(self) -> bool:
         machines = rows_of(self._state)

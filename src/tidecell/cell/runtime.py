@@ -21,9 +21,8 @@ from tidecell.cell.reconcile import check_glance, is_at_rest, reconcile
 from tidecell.cell.state import CellState, Job, apply
 from tidecell.cell.step import Decision, step
 from tidecell.scheduler.schedule import schedule
-from tidecell.scheduler.snapshot import Kept, PlanTrace, Snapshot
+from tidecell.scheduler.snapshot import PlanTrace
 from tidecell.structs.errors import InvariantError, JournalError, TidecellError
-from tidecell.structs.job import TaskState
 from tidecell.structs.messages import Command, Event, Input, MachineSeen, PlanProposed, Tick
 
 MAX_FOLLOW_UPS = 64  # reconcile must come to rest; more than this is a defect
@@ -152,10 +151,13 @@ class Runtime:
     def _plan(self, now_s: float, outcome: Outcome) -> None:
         """Schedule, and take the plan in as any other input."""
         self._dirty = False
-        if not self.has_pending():
+        picture = self._kept_picture()
+        if not picture.any_waits(now_s):
             self.trace = PlanTrace()
             return
-        snapshot, kept = self._look(now_s)
+        snapshot, kept = picture.look(now_s)
+        if self._debug:
+            check_picture(self.state, snapshot, kept)
         plan, self.trace = schedule(snapshot, self._seed, kept)
         if plan.is_empty():
             return
@@ -165,23 +167,13 @@ class Runtime:
         # A plan that was dropped whole is proposed again at the next tick, not at once.
         self._dirty = self._dirty and bool(decision.events)
 
-    def _look(self, now_s: float) -> tuple[Snapshot, Kept]:
-        """Return the cell as the scheduler sees it; the state is another one after a refused batch."""
+    def _kept_picture(self) -> Picture:
+        """Return what the scheduler sees; the state is another one after a refused batch."""
         if self._picture is None or self._pictured is not self.state:
             self._picture, self._pictured = Picture(self.state), self.state
-        snapshot, kept = self._picture.look(now_s)
-        if self._debug:
-            check_picture(self.state, snapshot, kept)
-        return snapshot, kept
+        return self._picture
 
     @property
     def dirty(self) -> bool:
         """Whether something changed that the scheduler has not seen."""
         return self._dirty
-
-    def has_pending(self) -> bool:
-        """Return whether any wanted task waits."""
-        jobs = (self.state.jobs[uid] for uid in self.state.index.candidates)
-        return any(
-            t.state is TaskState.PENDING and job.wants(t.index) for job in jobs for t in job.open_tasks()
-        )

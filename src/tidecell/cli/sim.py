@@ -9,12 +9,15 @@ import click
 
 from tidecell.cli.show import err, out, print_json, print_table, span
 from tidecell.client.units import UnitError, parse_duration
+from tidecell.sim.plots import check_picture, draw_figures, draw_packing
 from tidecell.sim.recorder import Recorder
 from tidecell.sim.report import Figures, Spread, figures_of
 from tidecell.sim.trace import check_format, detect_format, has_times, read_fleet, read_workload
 from tidecell.sim.workload import Behaviour
 from tidecell.sim.world import World
 from tidecell.structs.errors import DataError, TidecellError
+
+STARTUP_S = 1.0
 
 
 @click.command()
@@ -36,18 +39,16 @@ from tidecell.structs.errors import DataError, TidecellError
 )
 @click.option("--format", "fmt", default="", help="Format of the trace (default: told from its columns).")
 @click.option("--variant", default="", help="Which variant or set, where the trace holds several.")
-@click.option(
-    "--policy", metavar="NAME", help="Pack arrivals instead: tidecell, fgd, best-fit, ... (openb pods)."
-)
+@click.option("--policy", metavar="NAME", help="Pack arrivals, nothing leaves: tidecell, fgd, best-fit, ...")
 @click.option(
     "--arrived", default=1.3, show_default=True, help="With --policy: how much of all accelerators."
 )
-@click.option("--compact", is_flag=True, help="How few machines hold the pods under --policy (openb pods).")
+@click.option("--compact", is_flag=True, help="How few machines hold the trace under --policy.")
 @click.option("--load", metavar="FILE", help="Load on services over time, for their autoscalers.")
 @click.option("--seed", default=0, show_default=True, help="Breaks ties; the same seed gives the same run.")
 @click.option("--until", default="", help="Stop after so much virtual time, for example 6h.")
 @click.option("--batch", default="", help="Decide inputs of so much time together, for example 10s (faster).")
-@click.option("--startup", default="1s", show_default=True, help="How long a task takes to start.")
+@click.option("--startup", default="", help="How long a task takes to start (default: 1s).")
 @click.option("--plot", metavar="PNG", help="Draw the figures.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def sim(
@@ -79,12 +80,19 @@ def sim(
 
     From a cell: tide sim --from live --add new.yaml --machines +2 --until 6h
     """
-    until_s = _duration(until, "--until")
+    if plot is not None:
+        check_picture(Path(plot))
     if source is not None:
-        if trace is not None:
-            raise TidecellError("--from and --trace exclude each other", "leave one of them out")
+        _refuse(
+            "--from", "runs a cell in time", ("--trace", trace), ("--format", fmt), ("--variant", variant)
+        )
+        _refuse(
+            "--from", "runs a cell in time", ("--policy", policy), ("--compact", compact), ("--load", load)
+        )
+        _refuse("--from", "runs a cell in time", ("--plot", plot), ("--batch", batch), ("--startup", startup))
         from tidecell.cli.sim_live import simulate_cell
 
+        until_s = _duration(until, "--until")
         simulate_cell(source, added, durations, machines, until_s, seed, as_json)
         return
     if trace is None:
@@ -93,36 +101,45 @@ def sim(
         raise TidecellError("--add and --duration belong to --from", "begin with a cell: --from live")
     if len(machines) > 1:
         raise TidecellError("--machines is given twice", "put all machines into one file")
+    fleet_file = machines[0] if machines else None
+    if compact or policy is not None:
+        what = "--compact" if compact else "--policy"
+        _refuse(what, "packs, it runs nothing in time", ("--load", load), ("--until", until))
+        _refuse(what, "packs, it runs nothing in time", ("--batch", batch), ("--startup", startup))
     if compact:
         from tidecell.cli.sim_packing import compact_trace, print_compaction
 
-        if plot or load or until or batch:
-            raise TidecellError(
-                "--compact packs, it runs nothing in time", "leave out --plot, --load, --until and --batch"
-            )
-        fleet_file = machines[0] if machines else None
-        print_compaction(compact_trace(trace, fleet_file, variant, policy or "tidecell", seed), as_json)
+        _refuse("--compact", "has no curve to draw", ("--plot", plot))
+        found = compact_trace(trace, fleet_file, fmt, variant, policy or "tidecell", seed)
+        print_compaction(found, as_json)
         return
     if policy is not None:
         from tidecell.cli.sim_packing import pack_trace, print_packing
 
-        print_packing(
-            pack_trace(trace, machines[0] if machines else None, variant, policy, seed, arrived), as_json
-        )
+        reports = pack_trace(trace, fleet_file, fmt, variant, policy, seed, arrived)
+        if plot:
+            draw_packing(reports, Path(plot))
+            err.print(f"drawn: {plot}")
+        print_packing(reports, as_json)
         return
-    behaviour = Behaviour(starts_after_s=_duration(startup, "--startup"), batch_s=_duration(batch, "--batch"))
-    figures = run_trace(
-        trace, machines[0] if machines else None, fmt, variant, load, seed, until_s, behaviour
-    )
+    until_s = _duration(until, "--until")
+    starts_after_s = _duration(startup, "--startup") if startup else STARTUP_S
+    behaviour = Behaviour(starts_after_s=starts_after_s, batch_s=_duration(batch, "--batch"))
+    figures = run_trace(trace, fleet_file, fmt, variant, load, seed, until_s, behaviour)
     if plot:
-        from tidecell.sim.plots import draw_figures
-
         draw_figures(figures, Path(plot))
         err.print(f"drawn: {plot}")
     if as_json:
         print_json(figures)
     else:
         print_figures(figures)
+
+
+def _refuse(mode: str, because: str, *options: tuple[str, object]) -> None:
+    """Refuse options that a mode would ignore."""
+    given = [name for name, value in options if value]
+    if given:
+        raise TidecellError(f"{mode} {because}; {given[0]} has no meaning there", f"leave out {given[0]}")
 
 
 def _duration(text: str, flag: str) -> float:

@@ -10,32 +10,36 @@ from rich.progress import track
 
 from tidecell.cli.show import err, out, print_json, print_table
 from tidecell.sim.compaction import TRIALS, Compaction, machines_needed, summed_up
-from tidecell.sim.openb import Machines, Pods, read_machines, read_pods
+from tidecell.sim.openb import Machines, Pods, machines_of, pods_of, read_pods
 from tidecell.sim.packing import PackingReport, run_packing
+from tidecell.sim.table import read_table
+from tidecell.sim.trace import check_format, detect_format, read_fleet, read_workload
 from tidecell.structs.errors import DataError
 
 
 def pack_trace(
-    trace: str, machines: str | None, variant: str, policy: str, seed: int, arrived: float
+    trace: str, machines: str | None, fmt: str, variant: str, policy: str, seed: int, arrived: float
 ) -> list[PackingReport]:
-    """Run the protocol on a list of pods, or on one variant of several.
+    """Run the protocol on a list of pods, or on one variant of several; of another format on its replicas.
 
     Raises:
         DataError: The files, the variant or the policy are not as they should be.
     """
     if not 0 < arrived <= 10:
         raise DataError(f"--arrived {arrived:g} is not between 0 and 10", "1.3 is FGD's: 130 % arrive")
-    rows, lists = _read(trace, machines, variant)
+    rows, lists = _read(trace, machines, fmt, variant)
     return [run_packing(pods, rows, policy, seed, arrived) for pods in lists]
 
 
-def compact_trace(trace: str, machines: str | None, variant: str, policy: str, seed: int) -> list[Compaction]:
+def compact_trace(
+    trace: str, machines: str | None, fmt: str, variant: str, policy: str, seed: int
+) -> list[Compaction]:
     """Return how few machines hold a list of pods, or each variant of several; shows how far it is.
 
     Raises:
         DataError: The files, the variant or the policy are not as they should be, or the pods fit nowhere.
     """
-    rows, lists = _read(trace, machines, variant)
+    rows, lists = _read(trace, machines, fmt, variant)
     return [_compact(pods, rows, policy, seed) for pods in lists]
 
 
@@ -46,11 +50,18 @@ def _compact(pods: Pods, machines: Machines, policy: str, seed: int) -> Compacti
     return summed_up(pods, machines, policy, seed, needed)
 
 
-def _read(trace: str, machines: str | None, variant: str) -> tuple[Machines, list[Pods]]:
+def _read(trace: str, machines: str | None, fmt: str, variant: str) -> tuple[Machines, list[Pods]]:
     """Return the machines, and the lists of pods that were asked for."""
     if machines is None:
-        raise DataError(f"{trace} says nothing of machines", "give --machines FILE, an openb node list")
-    rows = read_machines(Path(machines))
+        raise DataError(
+            f"{trace} says nothing of machines", "give --machines FILE, or --machines 250:cpu=64,gpu=8"
+        )
+    fleet = read_fleet(machines)
+    rows = machines_of(fleet.machines, machines)
+    table = read_table(Path(trace))
+    fmt = check_format(fmt) if fmt else detect_format(table)
+    if fmt != "openb":
+        return rows, [pods_of(read_workload(table, fleet, fmt, variant).jobs, rows.models)]
     lists = read_pods([Path(trace)], rows.models)
     if variant and variant not in lists:
         raise DataError(f"{trace} has no variant '{variant}'", f"there are {', '.join(sorted(lists))}")

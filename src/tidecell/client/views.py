@@ -373,19 +373,20 @@ class Fix(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class StartRange(msgspec.Struct, frozen=True):
-    """When a waiting job starts, by many futures in which running work ends as similar work did.
+    """When a waiting job starts.
 
     Attributes:
-        rate: Share of starts that the range should hold if what comes is like what was, 0 to 1. What it held
-            on a trace is in docs/sim.md; it was less.
-        num_futures: How many were tried.
+        expected_s: As likely before as after; None: more than half of the waits to compare with go on.
+        latest_s: None: no end can be named at this rate; it starts at ``earliest_s`` or later.
+        rate: Share of starts that such ranges hold, 0 to 1; 0: not known, the range is a guess from futures.
+        num_cases: How many past waits it rests on; without a rate, how many futures.
     """
 
     earliest_s: float
-    expected_s: float
-    latest_s: float
+    expected_s: float | None
+    latest_s: float | None
     rate: float
-    num_futures: int
+    num_cases: int
 
 
 class WhyView(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -396,7 +397,7 @@ class WhyView(msgspec.Struct, frozen=True, omit_defaults=True):
         free_now: What is free, machine by machine, in words.
         expected_s: When it starts otherwise, at the latest; 0: unknown.
         expected_why: What that rests on.
-        start_range: When it starts if running work goes on as similar work did; None: not known.
+        start_range: When it starts by what the cell remembers; None: not known.
         shrunk: For a running job that has fewer replicas than it could have: why, by whom.
         position: Its place in scheduling order among all that wait, from 1; 0: it waits for nothing.
         team_position: Its place among its own team's.

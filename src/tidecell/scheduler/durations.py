@@ -10,6 +10,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tidecell.structs.job import JobSpec
 
@@ -76,6 +77,22 @@ class Durations:
         return longest * share / max(wanted, 1e-3 * share) - ran_s
 
 
+class Wait(NamedTuple):
+    """One job's wait for its first start.
+
+    Attributes:
+        since_s: From when it could have started.
+        until_s: When it started or was given up; infinite: it waits.
+        started: Whether it did start.
+    """
+
+    uid: str
+    spec: JobSpec
+    since_s: float
+    until_s: float
+    started: bool
+
+
 def draw(key: str, seed: int, number: int) -> float:
     """Return a number in (0, 1) that depends on nothing but its arguments."""
     return (zlib.crc32(f"{seed}:{number}:{key}".encode()) + 0.5) / 2**32
@@ -88,6 +105,8 @@ class History:
 
     Attributes:
         arrivals: What was submitted lately: how many seconds ago, and what; the oldest first.
+        waits: How long jobs waited for their first start, as far as the cell remembers.
+        known_since_s: Since when no wait is forgotten.
     """
 
     def __init__(
@@ -95,7 +114,10 @@ class History:
         past: Iterable[tuple[JobSpec, float]],
         ongoing: Iterable[tuple[JobSpec, float]] = (),
         arrivals: Iterable[tuple[float, JobSpec]] = (),
+        waits: Iterable[Wait] = (),
+        known_since_s: float = 0.0,
     ) -> None:
+        self.waits, self.known_since_s = tuple(waits), known_since_s
         self.arrivals = tuple(sorted(arrivals, key=lambda a: (-a[0], a[1].name)))
         ended, running = _grouped(past), _grouped(ongoing)
         self._by_likeness = {key: Durations.of(times, running.get(key, ())) for key, times in ended.items()}

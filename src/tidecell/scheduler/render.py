@@ -85,13 +85,22 @@ def _columns(rows: Iterable[tuple[str, ...]]) -> list[str]:
 
 def _range(found: StartRange, now_s: float) -> str:
     """Return a range as people read it: ``about 14:20 (13:55-15:40 ...)``, or as spans from now."""
-    sure = f"in {found.num_futures} futures drawn from how long similar work took"
-    if now_s:
-        low, likely, high = (about(t - now_s) for t in (found.earliest_s, found.expected_s, found.latest_s))
-        return f"in about {likely} ({low} to {high}, {sure})"
-    moments = (found.earliest_s, found.expected_s, found.latest_s)
-    low, likely, high = (f"{datetime.fromtimestamp(t):%H:%M}" for t in moments)
-    return f"about {likely} ({low}-{high}, {sure})"
+    low, likely, high = (
+        _when(t, now_s) if t is not None else "" for t in (found.earliest_s, found.expected_s, found.latest_s)
+    )
+    word = "in about" if now_s else "about"
+    if not found.rate:
+        sure = f"a guess from {found.num_cases} futures; too few waits to say how often it holds"
+        return f"{word} {likely} ({low} to {high}, {sure})"
+    sure = f"holds {100 * found.rate:.0f} % of the time, by {found.num_cases} past waits"
+    if high:
+        return f"{word} {likely} ({low} to {high}, {sure})"
+    first = f"{word} {likely}, " if likely else ""
+    return f"{first}not before {low} ({sure}; too many still wait to name an end)"
+
+
+def _when(at_s: float, now_s: float) -> str:
+    return about(at_s - now_s) if now_s else f"{datetime.fromtimestamp(at_s):%H:%M}"
 
 
 def _expected(view: WhyView, now_s: float) -> str:

@@ -10,10 +10,7 @@ one file, ``variant``. CSV, CSV.gz or Parquet; further columns are ignored. A po
 
 from __future__ import annotations
 
-import csv
-import gzip
-import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +19,18 @@ import numpy as np
 
 from tidecell.scheduler.packing import ANY_TYPE
 from tidecell.scheduler.scoring import WHOLE, Ints
+from tidecell.sim.table import read_table
+from tidecell.sim.workload import SimJob
 from tidecell.structs.errors import DataError
+from tidecell.structs.machine import MachineSpec
 
 MACHINE_COLUMNS = ("sn", "cpu_milli", "memory_mib", "gpu")
 POD_COLUMNS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")
 MAX_MODELS = 62  # a set of models is the bits of one integer
 BLANK = ("", "nan", "none", "null")
+MIB = 1 << 20
+MAX_WHOLE = 1 << 40  # sums of many stay within 64 bits
+MAX_GPUS = 1024  # of one machine or pod
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,45 @@ def read_machines(path: Path) -> Machines:
         cpu, memory, gpus = (_whole(path, line, row, c) for c in MACHINE_COLUMNS[1:])
         found[name] = (cpu, memory, gpus, _text(row.get("model")) if gpus else "")
     if not found:
-        raise DataError(f"{path} has no machines")
+        raise DataError(f"{path} has no machines", "its first row after the columns' names is missing")
+    return _machines(found, str(path))
+
+
+def machines_of(specs: Iterable[MachineSpec], source: str) -> Machines:
+    """Return machines of another format in the form that is packed."""
+    found = {}
+    for spec in specs:
+        model = spec.accelerators[0].type if spec.accelerators else ""
+        capacity = spec.capacity
+        found[spec.name] = (capacity.cpu_millis, capacity.memory_bytes // MIB, len(spec.accelerators), model)
+    return _machines(found, source)
+
+
+def _machines(found: dict[str, tuple[int, int, int, str]], source: str) -> Machines:
+    """Return machines of cpu_millis, MiB, accelerators and their model, by name."""
     names = tuple(sorted(found))
     models = tuple(sorted({found[n][3] for n in names if found[n][2]}))
     if len(models) > MAX_MODELS:
-        raise DataError(f"{path} has {len(models)} accelerator models; at most {MAX_MODELS} are supported")
+        raise DataError(f"{source} has {len(models)} accelerator models; at most {MAX_MODELS} are supported")
     capacity = np.array([(found[n][0], found[n][1], found[n][2] * WHOLE) for n in names], np.int64)
     count = capacity[:, 2] // WHOLE
     gpu = np.where(np.arange(max(1, count.max())) < count[:, None], WHOLE, 0).astype(np.int64)
     types = np.array([models.index(found[n][3]) if found[n][2] else -1 for n in names], np.int64)
     return Machines(names, models, capacity, gpu, types)
+
+
+def pods_of(jobs: Sequence[SimJob], models: tuple[str, ...]) -> Pods:
+    """Return jobs of another format as pods, one a replica; that a gang starts together is not packed."""
+    asks = []
+    for job in sorted(jobs, key=lambda j: j.spec.name):
+        wanted = [shape.accelerator_type.lower() for shape in job.spec.shapes]
+        mask = ANY_TYPE
+        if all(wanted) and job.spec.resources.gpu_millis:
+            mask = sum(1 << i for i, m in enumerate(models) if any(w in m.lower() for w in wanted))
+        for replica in range(job.spec.replicas.max):
+            needs = job.spec.request(replica)
+            asks.append((needs.cpu_millis, -(-needs.memory_bytes // MIB), needs.gpu_millis, mask))
+    return Pods("", np.array(asks, np.int64))
 
 
 def read_pods(paths: Iterable[Path], models: tuple[str, ...]) -> dict[str, Pods]:
@@ -116,7 +148,7 @@ def read_pods(paths: Iterable[Path], models: tuple[str, ...]) -> dict[str, Pods]
             variant = _text(row["variant"]) if "variant" in row else own
             found.setdefault(variant, []).append((_text(row["name"]), _ask(path, line, row, models)))
     if not found:
-        raise DataError("the trace has no pods")
+        raise DataError("the trace has no pods", "its first row after the columns' names is missing")
     for pods in found.values():
         pods.sort(key=lambda p: p[0])
     return {v: Pods(v, np.array([a for _, a in found[v]], np.int64)) for v in sorted(found)}
@@ -140,37 +172,11 @@ def _ask(path: Path, line: int, row: dict[str, Any], models: tuple[str, ...]) ->
 
 def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line number and values of each row; a Parquet row's number counts from 1."""
-    if not path.is_file():
-        raise DataError(f"there is no file {path}", "the README of the traces says where to get them")
-    if path.name.endswith(".parquet"):
-        yield from _parquet_rows(path, needed)
-        return
-    try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            _need(path, reader.fieldnames or (), needed)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(f"{path}, line {reader.line_num}: not as many values as columns")
-                yield reader.line_num, row
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}", "CSV, CSV.gz and Parquet are known") from error
-
-
-def _parquet_rows(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise DataError(f"{path} needs pyarrow", "pip install 'tidecell[scale]'") from error
-    try:
-        schema = parquet.read_schema(path).names
-        _need(path, schema, needed)
-        wanted = [n for n in (*needed, "model", "gpu_spec", "variant") if n in schema]
-        columns = parquet.read_table(path, columns=wanted).to_pydict()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "CSV, CSV.gz and Parquet are known") from error
-    for line, values in enumerate(zip(*columns.values(), strict=True), start=1):
-        yield line, dict(zip(columns, values, strict=True))
+    table = read_table(path)
+    _need(path, table.columns, needed)
+    names = [n for n in (*needed, "model", "gpu_spec", "variant") if n in table.columns]
+    for i, values in enumerate(zip(*(table.columns[n] for n in names), strict=True)):
+        yield table.line(i), dict(zip(names, values, strict=True))
 
 
 def _need(path: Path, there: Iterable[str], needed: tuple[str, ...]) -> None:
@@ -196,8 +202,9 @@ def _whole(path: Path, line: int, row: dict[str, Any], column: str) -> int:
         number = float(text)
     except ValueError:
         raise _bad(path, line, column, text, "a whole number of 0 or more") from None
-    if number < 0 or number != number // 1:
-        raise _bad(path, line, column, text, "a whole number of 0 or more")
+    most = MAX_GPUS if column in ("gpu", "num_gpu") else MAX_WHOLE
+    if not 0 <= number <= most or number != number // 1:
+        raise _bad(path, line, column, text, f"a whole number of 0 to {most}")
     return int(number)
 
 

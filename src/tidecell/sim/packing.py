@@ -128,6 +128,10 @@ def draw_arrivals(asks_PQ: Ints, seed: int, capacity: int, arrived_until: float)
     total, until = int(asked.sum()), arrived_until * capacity
     while total > until:
         total -= int(asked[order.pop(int(rng.integers(len(order))))])
+    if not order:
+        raise DataError(
+            "every pod asks for more accelerators than may arrive", "let more arrive, or add machines"
+        )
     pruned = len(order) < len(asks_PQ)
     while not pruned:
         pod = int(rng.integers(len(asks_PQ)))

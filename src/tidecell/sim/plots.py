@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tidecell.sim.packing import PackingReport
 from tidecell.sim.report import Figures, Point
 from tidecell.structs.errors import DataError
 
 _INK, _GRID = "#22313f", "#d9e0e6"
 _COLOURS = {"cpu": "#0b7a75", "memory": "#c98a1b", "gpu": "#7b3fa0"}
 _BANDS = {"monitoring": "#22313f", "production": "#0b7a75", "batch": "#c98a1b", "best-effort": "#9aa7b1"}
+_GREY = "#9aa7b1"
+_CURVES = ("#0b7a75", "#c98a1b", "#7b3fa0", "#c0504d", "#3a6ea5", "#6b8e23", "#22313f", "#b0679a", "#8a6d3b")
 _UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
@@ -25,6 +28,44 @@ def draw_figures(figures: Figures, path: Path) -> None:
     for axes, panel in zip(figure.axes, _panels(figures), strict=True):
         panel(axes, figures)
     title = f"{Path(figures.source).name}: {figures.num_jobs} jobs, {figures.num_machines} machines"
+    _save(figure, title, path)
+
+
+def draw_packing(reports: Sequence[PackingReport], path: Path) -> None:
+    """Draw what is allocated against what has arrived, one curve a variant, into a PNG.
+
+    Raises:
+        DataError: matplotlib is not installed, or the file cannot be written.
+    """
+    figure = _new_figure(1, 4.6)
+    axes = figure.axes[0]
+    most = max(len(r.allocated) for r in reports)
+    axes.plot([0, 100, most], [0, 100, 100], color=_GREY, linewidth=1.0, linestyle=":", label="all that fits")
+    for i, report in enumerate(reports):
+        name = report.variant or report.policy
+        label = f"{name} ({report.allocated_at_end:.1f} % at the end)"
+        colour = _CURVES[i % len(_CURVES)] if len(reports) > 1 else _COLOURS["gpu"]
+        arrived = range(len(report.allocated) + 1)
+        axes.plot(arrived, [0.0, *report.allocated], color=colour, linewidth=1.4, label=label)
+    axes.set_xlim(0, most)
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("accelerators asked for, % of all")
+    axes.set_ylabel("allocated, % of all")
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    first = reports[0]
+    title = f"packing by {first.policy}: {first.machines} machines, {first.accelerators:g} accelerators"
+    _save(figure, f"{title}, seed {first.seed}", path)
+
+
+def check_picture(path: Path) -> None:
+    """Raise DataError if a picture could not be written there: before hours are spent on what it shows."""
+    if path.suffix.lower() != ".png":
+        raise DataError(f"--plot {path} does not end in .png", "give a path such as out.png")
+    if not path.parent.is_dir():
+        raise DataError(f"--plot {path}: there is no directory {path.parent}", "make it first")
+
+
+def _save(figure: Any, title: str, path: Path) -> None:
     figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=12, fontweight="bold")
     figure.tight_layout()
     try:
@@ -33,13 +74,13 @@ def draw_figures(figures: Figures, path: Path) -> None:
         raise DataError(f"{path} cannot be drawn: {error}", "give a path that ends in .png") from error
 
 
-def _new_figure(num_panels: int) -> Any:
+def _new_figure(num_panels: int, height: float = 3.2) -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DataError("matplotlib is not installed", "pip install 'tidecell[scale]'") from error
-    figure = Figure(figsize=(10.0, 0.6 + 3.2 * num_panels))
+    figure = Figure(figsize=(10.0, 0.6 + height * num_panels))
     FigureCanvasAgg(figure)
     for i in range(num_panels):
         axes = figure.add_subplot(num_panels, 1, i + 1)
@@ -93,8 +134,9 @@ def _waits(axes: Any, figures: Figures) -> None:
         at = [x + (i - (len(figures.wait_s_by_band) - 1) / 2) * width for x in range(len(names))]
         label = f"{band} ({found.count} jobs)"
         bars = axes.bar(at, values, width * 0.92, color=_BANDS.get(band, _INK), label=label)
-        labels = [_short(v * scale) for v in values]
+        labels = [f"{v:.3g}{unit[0]}" if v >= 1 else _short(v * scale) for v in values]
         axes.bar_label(bars, labels=labels, fontsize=8, color=_INK)
+    axes.margins(y=0.1)
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel(f"wait, {unit}")
     _legend(axes)

@@ -7,10 +7,9 @@ because figures of a trace mean nothing without them.
 from __future__ import annotations
 
 import math
-from datetime import datetime
 
-from tidecell.sim.simple import clean_name, make_machine, unique_names
-from tidecell.sim.table import Rows, Table, is_blank, number, require_columns, text, whole
+from tidecell.sim.simple import MAX_GPUS, MAX_REPLICAS, clean_name, make_machine, unique_names
+from tidecell.sim.table import Rows, Table, is_blank, moment, number, require_columns, seconds, text, whole
 from tidecell.sim.workload import SimJob
 from tidecell.structs.errors import DataError
 from tidecell.structs.job import (
@@ -41,7 +40,7 @@ def read_openb_machines(table: Table) -> list[MachineSpec]:
     rows = Rows(table)
     names = rows.required("sn", text, "")
     cpus, memories = rows.required("cpu_milli", whole(), 0), rows.required("memory_mib", whole(), 0)
-    gpus, models = rows.read("gpu", whole(), 0), rows.read("model", text, "")
+    gpus, models = rows.read("gpu", whole(0, MAX_GPUS), 0), rows.read("model", text, "")
     rows.check()
     return [make_machine(names[i], cpus[i], memories[i] * MIB, gpus[i], models[i]) for i in range(len(table))]
 
@@ -55,15 +54,15 @@ def read_openb_jobs(table: Table, variant: str = "") -> tuple[list[SimJob], list
         raise DataError(
             f"{table.source}: column '{missing[0]}' is missing; "
             "pods in time need creation_time and deletion_time",
-            "without them pods are packed in order of arrival: --protocol packing",
+            "without them pods can be packed as they arrive: --policy tidecell",
         )
     rows = Rows(table)
     cpus, memories = rows.required("cpu_milli", whole(), 0), rows.required("memory_mib", whole(), 0)
-    counts, shares = rows.required("num_gpu", whole(), 0), rows.read("gpu_milli", whole(), 0)
+    counts, shares = rows.required("num_gpu", whole(0, MAX_GPUS), 0), rows.read("gpu_milli", whole(0, GPU), 0)
     types = rows.read("gpu_spec", text, "")
-    created = rows.read("creation_time", number(), 0.0)
-    began: list[float | None] = rows.read("scheduled_time", number(), None)
-    deleted: list[float | None] = rows.read("deletion_time", number(), None)
+    created = rows.read("creation_time", seconds, 0.0)
+    began: list[float | None] = rows.read("scheduled_time", seconds, None)
+    deleted: list[float | None] = rows.read("deletion_time", seconds, None)
     rows.check()
     names = unique_names([str(n) for n in table.columns["name"]], "pod")
     jobs = []
@@ -103,33 +102,16 @@ def only(table: Table, column: str, value: str, flag: str) -> Table:
         shown = ", ".join(found[:30]) + (", ..." if len(found) > 30 else "")
         raise DataError(f"{table.source} {what}; there are {shown}", f"choose one: {flag} {found[0]}")
     keep = [i for i, v in enumerate(table.columns[column]) if str(v) == value]
-    columns = {n: [values[i] for i in keep] for n, values in table.columns.items()}
-    return Table(table.source, columns, table.first_line)
-
-
-def _moment(value: object) -> float:
-    """Return seconds of a date and time, or of a number of seconds."""
-    if isinstance(value, datetime):
-        return (value.replace(tzinfo=None) - datetime(1970, 1, 1)).total_seconds()
-    try:
-        return float(str(value))
-    except ValueError:
-        pass
-    try:
-        return (
-            datetime.fromisoformat(str(value)).replace(tzinfo=None) - datetime(1970, 1, 1)
-        ).total_seconds()
-    except ValueError:
-        raise ValueError("is no time; write 2017-10-09 07:01:55 or seconds") from None
+    return table.only(keep)
 
 
 def read_philly(table: Table, machines: list[MachineSpec]) -> tuple[list[SimJob], list[str]]:
     """Return Philly's jobs in the form of Pollux: gangs of whole GPUs, by virtual cluster."""
     require_columns(table, PHILLY_COLUMNS, (), "the Philly format")
     rows = Rows(table)
-    submitted = rows.required("timestamp", _moment, 0.0)
-    durations = rows.required("duration", number(), 0.0)
-    gpus = rows.required("num_gpus", whole(1), 1)
+    submitted = rows.required("timestamp", moment, 0.0)
+    durations = rows.required("duration", seconds, 0.0)
+    gpus = rows.required("num_gpus", whole(1, MAX_REPLICAS), 1)
     teams = rows.read("cluster", text, "")
     rows.check()
     largest = max((len(m.accelerators) for m in machines), default=0)
@@ -164,11 +146,12 @@ def read_dlrm(table: Table) -> tuple[list[SimJob], list[str]]:
     """Return the instances of Alibaba's DLRM services (2025): created, serving, deleted."""
     require_columns(table, DLRM_COLUMNS, (), "the DLRM format")
     rows = Rows(table)
-    cpus, gpus = rows.required("cpu_request", number(), 0.0), rows.required("gpu_request", number(), 0.0)
+    cpus = rows.required("cpu_request", number(), 0.0)
+    gpus = rows.required("gpu_request", number(0.0, MAX_GPUS), 0.0)
     memories = rows.required("memory_request", number(), 0.0)
-    created, deleted = rows.read("creation_time", number(), 0.0), table.columns.get("deletion_time", ())
+    created, deleted = rows.read("creation_time", seconds, 0.0), table.columns.get("deletion_time", ())
     apps = rows.required("app_name", text, "")
-    ends: list[float | None] = rows.read("deletion_time", number(), None)
+    ends: list[float | None] = rows.read("deletion_time", seconds, None)
     rows.check()
     names = unique_names([str(n) for n in table.columns["instance_sn"]], "instance")
     jobs = [

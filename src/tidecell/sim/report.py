@@ -214,7 +214,7 @@ def _fairness(done: Sequence[JobRecord], progress: Mapping[str, Progress]) -> Fa
     ratios: list[float] = []
     by_team: dict[str, list[float]] = {}
     for record in done:
-        ideal_s = progress[record.uid].job.work_s if record.uid in progress else None
+        ideal_s = progress[record.uid].job.ideal_s if record.uid in progress else None
         if record.outcome is not TaskState.SUCCEEDED or not ideal_s or record.finished_s is None:
             continue
         ratio = max(1.0, (record.finished_s - record.submit_s) / ideal_s)

@@ -105,7 +105,7 @@ def run_forecast(
     changes = [MachineChange(at_s, m, True) for m in more]
     changes += [MachineChange(at_s, state.machines[n].spec, False) for n in fewer]
     basis: dict[str, str] = {}
-    jobs = tuple(SimJob(spec, at_s, _expect(spec, 0.0, given, past, basis)) for spec in added)
+    jobs = tuple(_added(spec, at_s, _expect(spec, 0.0, given, past, basis)) for spec in added)
     world = World(
         Workload((), jobs, tuple(changes), source="snapshot"),
         seed,
@@ -137,9 +137,23 @@ def _behaviour(
     """Return how a live job goes on."""
     ran_s = at_s - job.started_s if job.started_s and job.active_tasks() else 0.0
     left_s = _expect(job.spec, ran_s, given, past, basis)
+    if job.spec.array is not None:
+        return SimJob(job.spec, job.submitted_s, _of_item(job.spec, left_s, len(job.open)))
     size = sum(1 for t in job.tasks if t.state in (TaskState.RUNNING, TaskState.RESIZING))
     share = min(1.0, size / job.spec.replicas.max) if size and ran_s else 1.0
     return SimJob(job.spec, job.submitted_s, left_s * share if left_s is not None else None)
+
+
+def _added(spec: JobSpec, at_s: float, takes_s: float | None) -> SimJob:
+    """Return how a job goes on that is submitted now."""
+    if spec.array is not None:
+        takes_s = _of_item(spec, takes_s, spec.array.count)
+    return SimJob(spec, at_s, takes_s)
+
+
+def _of_item(spec: JobSpec, left_s: float | None, num_left: int) -> float | None:
+    """Return how long each item takes of an array that takes so long in all, as many at once as it wants."""
+    return left_s / max(1, -(-num_left // max(1, spec.replicas.max))) if left_s is not None else None
 
 
 def _expect(

@@ -17,7 +17,7 @@ from tidecell.client.units import (
     parse_priority,
     parse_size,
 )
-from tidecell.sim.table import Rows, Table, number, one_of, require_columns, text, whole
+from tidecell.sim.table import Rows, Table, moment, number, one_of, require_columns, seconds, text, whole
 from tidecell.sim.workload import LoadPoint, MachineChange, SimJob
 from tidecell.structs.errors import DataError
 from tidecell.structs.job import (
@@ -71,11 +71,14 @@ MACHINE_COLUMNS = (
 )
 LOAD_COLUMNS = ("service", "time_s", "ongoing")
 _NEEDS = ("cpu", "memory", "gpu")
+MAX_REPLICAS = 100_000
+MAX_MACHINES = 1_000_000
+MAX_GPUS = 1024  # of one machine
 
 
 def gpu_millis(value: object) -> int:
     """Return thousandths of an accelerator of ``2`` or ``0.25``; above one only whole ones."""
-    found = number(0.0)(value)
+    found = number(0.0, MAX_GPUS)(value)
     millis = round(found * GPU)
     if millis > GPU and millis % GPU:
         raise ValueError("is not allowed: above one accelerator only whole ones")
@@ -90,12 +93,27 @@ def clean_name(raw: str, fallback: str) -> str:
 def unique_names(raw: list[str], prefix: str) -> list[str]:
     """Return a name for each row: its own, numbered where it comes again."""
     seen: dict[str, int] = {}
-    out = []
-    for i, name in enumerate(raw):
-        base = clean_name(name, f"{prefix}-{i}")
+    bases = [clean_name(name, f"{prefix}-{i}") for i, name in enumerate(raw)]
+    taken, out = set(bases), []
+    for base in bases:
         seen[base] = seen.get(base, 0) + 1
-        out.append(base if seen[base] == 1 else f"{base}-x{seen[base]}")
+        name = base
+        while name in taken and seen[base] > 1:  # another row may have the numbered name for its own
+            name = f"{base}-x{seen[base]}"
+            seen[base] += name in taken
+        taken.add(name)
+        out.append(name)
     return out
+
+
+def cpu_millis(value: object) -> int:
+    """Return thousandths of a core; 0 is allowed, since many traces know accelerators only."""
+    try:
+        if float(value) == 0:  # type: ignore[arg-type]
+            return 0
+    except (TypeError, ValueError, OverflowError):
+        pass
+    return parse_cpu(value)
 
 
 def _attributes(value: object) -> dict[str, str]:
@@ -131,15 +149,15 @@ def read_jobs(table: Table) -> list[SimJob]:
 
 
 def _job_columns(rows: Rows) -> dict[str, list[Any]]:
-    replicas = rows.read("replicas", whole(1), 0)
+    replicas = rows.read("replicas", whole(1, MAX_REPLICAS), 0)
     parsers: dict[str, tuple[Callable[[object], Any], Any]] = {
         "name": (text, ""),
-        "submit_s": (number(), 0.0),
-        "duration_s": (number(), None),
-        "stop_s": (number(), None),
-        "replicas_min": (whole(0), None),
-        "replicas_max": (whole(1), None),
-        "cpu": (parse_cpu, 0),
+        "submit_s": (moment, 0.0),
+        "duration_s": (seconds, None),
+        "stop_s": (moment, None),
+        "replicas_min": (whole(0, MAX_REPLICAS), None),
+        "replicas_max": (whole(1, MAX_REPLICAS), None),
+        "cpu": (cpu_millis, 0),
         "memory": (parse_size, 0),
         "gpu": (gpu_millis, 0),
         "gpu_type": (text, ""),
@@ -164,6 +182,11 @@ def _job_columns(rows: Rows) -> dict[str, list[Any]]:
 
 
 def _check_jobs(rows: Rows, columns: Mapping[str, list[Any]]) -> None:
+    known = {clean_name(n, "") for n in columns["name"]} if any(columns["after"]) else set()
+    for i, names in enumerate(columns["after"]):
+        for name in names:
+            if clean_name(name, name) not in known:
+                rows.mistake(i, "after", f"there is no job named '{name}'", "write names of this trace")
     for i in range(len(rows.table)):
         low, high = columns["replicas_min"][i], columns["replicas_max"][i]
         if low > high:
@@ -213,13 +236,23 @@ def read_machines(table: Table) -> tuple[list[MachineSpec], list[MachineChange]]
         raise DataError(f"{table.source}: no column says what a machine has", "give at least cpu or gpu")
     rows = Rows(table)
     names = rows.read("name", text, "")
-    counts = rows.read("count", whole(1), 1)
-    cpus, memories = rows.read("cpu", parse_cpu, 0), rows.read("memory", parse_size, 0)
-    gpus, types = rows.read("gpu", whole(0), 0), rows.read("gpu_type", text, "")
+    counts = rows.read("count", whole(1, MAX_MACHINES), 1)
+    cpus, memories = rows.read("cpu", cpu_millis, 0), rows.read("memory", parse_size, 0)
+    gpus, types = rows.read("gpu", whole(0, MAX_GPUS), 0), rows.read("gpu_type", text, "")
     gpu_memories = rows.read("gpu_memory", parse_size, 0)
     attributes: list[dict[str, str]] = rows.read("attributes", _attributes, {})
-    ups, downs = rows.read("up_s", number(), None), rows.read("down_s", number(), None)
+    ups, downs = rows.read("up_s", moment, None), rows.read("down_s", moment, None)
+    for i in range(len(table)):
+        joins_s, leaves_s = ups[i] or 0.0, downs[i]
+        if leaves_s is not None and leaves_s <= joins_s:
+            rows.mistake(i, "down_s", f"{leaves_s:g} is not after up_s, which is {joins_s:g}")
+        if not cpus[i] and not gpus[i]:
+            rows.mistake(i, "cpu", "the machine has neither cpu nor gpu", "give it one of them")
     rows.check()
+    if sum(counts) > MAX_MACHINES:
+        raise DataError(
+            f"{table.source} has {sum(counts):,} machines", f"at most {MAX_MACHINES:,} are simulated"
+        )
     machines: list[MachineSpec] = []
     changes: list[MachineChange] = []
     for i in range(len(table)):
@@ -231,15 +264,19 @@ def read_machines(table: Table) -> tuple[list[MachineSpec], list[MachineChange]]
             if not up_s:
                 machines.append(spec)
             changes += [MachineChange(at_s, spec, up) for at_s, up in ((up_s, True), (down_s, False)) if at_s]
-    doubled = _first_double([m.name for m in machines])
-    if doubled:
-        raise DataError(f"{table.source}: machine '{doubled}' is there twice", "give each its own name")
+    check_names(machines, table.source)
     return machines, sorted(changes, key=lambda c: c.at_s)
 
 
-def _first_double(names: list[str]) -> str:
+def check_names(machines: list[MachineSpec], source: str) -> None:
+    """Raise DataError if there are no machines, or two have the same name."""
+    if not machines:
+        raise DataError(f"{source} has no machine that is there from the start", "give one row a machine")
     seen: set[str] = set()
-    return next((n for n in names if n in seen or seen.add(n)), "")  # type: ignore[func-returns-value]
+    for machine in machines:
+        if machine.name in seen:
+            raise DataError(f"{source}: machine '{machine.name}' is there twice", "give each its own name")
+        seen.add(machine.name)
 
 
 def make_machine(
@@ -266,7 +303,7 @@ def read_load(table: Table) -> list[LoadPoint]:
     require_columns(table, LOAD_COLUMNS, LOAD_COLUMNS, "a load file")
     rows = Rows(table)
     services = rows.required("service", text, "")
-    times = rows.required("time_s", number(), 0.0)
+    times = rows.required("time_s", moment, 0.0)
     ongoing = rows.required("ongoing", number(), 0.0)
     rows.check()
     points = [LoadPoint(t, clean_name(s, s), o) for s, t, o in zip(services, times, ongoing, strict=True)]

@@ -67,7 +67,9 @@ def read_fleet(text: str) -> Fleet:
         return Fleet(_worded(text, int(count), rest), [], text)
     table = read_table(Path(text))
     if set(published.OPENB_NODE_COLUMNS) <= table.names:
-        return Fleet(published.read_openb_machines(table), [], text)
+        machines = published.read_openb_machines(table)
+        simple.check_names(machines, text)
+        return Fleet(machines, [], text)
     return Fleet(*simple.read_machines(table), text)
 
 
@@ -92,6 +94,11 @@ def _worded(text: str, count: int, rest: str) -> list[MachineSpec]:
         raise DataError(f"machines '{text}': {error}", "write for example 250:cpu=64,memory=512GB") from error
     if not count or not (cpu or gpu):
         raise DataError(f"machines '{text}': there are none, or they have nothing", "give cpu or gpu")
+    if count > simple.MAX_MACHINES or not 0 <= gpu <= simple.MAX_GPUS:
+        raise DataError(
+            f"machines '{text}': that is too many",
+            f"at most {simple.MAX_MACHINES:,} machines of 0 to {simple.MAX_GPUS} accelerators are simulated",
+        )
     width = len(str(count - 1))
     return [simple.make_machine(f"m{i:0{width}d}", cpu, memory, gpu, given["type"]) for i in range(count)]
 
@@ -135,5 +142,5 @@ def read_workload(
 def has_times(table: Table, fmt: str) -> bool:
     """Return whether a trace says how long its jobs run; else it can only be packed."""
     if fmt == "openb":
-        return False  # its published protocol is by arrival alone
+        return {"creation_time", "deletion_time"} <= table.names
     return fmt != "simple" or bool(table.names & {"duration_s", "stop_s"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import msgspec
@@ -17,7 +18,8 @@ class SimJob(msgspec.Struct, frozen=True, omit_defaults=True):
         spec: What is submitted.
         submit_s: When, in seconds of virtual time.
         work_s: How long it runs with all its replicas; None: until somebody stops it. With fewer replicas
-            it takes longer in proportion (linear speed-up; a job below its gang does not move at all).
+            it takes longer in proportion (linear speed-up; a job below its gang does not move at all). Of an
+            array: how long each item runs.
         stop_s: When somebody stops it (a service's deletion); None: nobody does.
         done_s: Work of ``work_s`` that is done already, for jobs that ran when the simulation began.
         exit_code: How it ends by itself.
@@ -29,6 +31,14 @@ class SimJob(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_s: float | None = None
     done_s: float = 0.0
     exit_code: int = 0
+
+    @property
+    def ideal_s(self) -> float | None:
+        """How long it takes with all its replicas on an empty cell; None: until somebody stops it."""
+        array = self.spec.array
+        if self.work_s is None or array is None:
+            return self.work_s
+        return self.work_s * math.ceil(array.count / max(1, self.spec.replicas.max))
 
 
 class MachineChange(msgspec.Struct, frozen=True):

@@ -167,7 +167,8 @@ class World:
         if starting or not task.started_s:
             self.clock.at(self.clock.now_s + self.behaviour.starts_after_s, lambda: self._up(ref))
         else:
-            progress.running[ref] = task.machine
+            progress.running[ref] = self.clock.now_s
+            self._expect_item(progress, ref)
         if task.notice is not None and task.notice.stopping:
             leaves_s = min(task.notice.deadline_s, self.clock.now_s + self.behaviour.leaves_after_s)
             self.clock.at(leaves_s, lambda: self._end(ref, -15))
@@ -204,8 +205,15 @@ class World:
         return min(times, default=None)
 
     def _moves(self) -> bool:
-        """Whether anything can still change without a new input: then the cell keeps ticking."""
-        return bool(len(self.clock)) and bool(self.state.live_uids)
+        """Whether time alone may change anything: something waits, or a job's rules look at the clock.
+
+        Ends, limits and back-offs have timers of their own; a cell in which all runs need not tick.
+        """
+        index = self.state.index
+        return bool(len(self.clock)) and bool(index.candidates or index.timed or self._live_policy())
+
+    def _live_policy(self) -> bool:
+        return self.state.policy is not None and bool(self.state.live_uids)
 
     def _pass(self, now_s: float) -> None:
         inputs = [told for _, happen in self.clock.take_until(now_s) if (told := happen()) is not None]
@@ -214,7 +222,10 @@ class World:
         if now_s >= self._beat_s or self._tick_due:
             self._beat_s, self._tick_due = now_s + self.behaviour.heartbeat_s, False
             inputs.append(Tick())
-        self._tick(inputs)
+        if inputs or self.runtime.dirty:
+            self._tick(inputs)
+        else:  # nobody told the cell anything, and it has nothing left to do
+            self._wake_s = math.inf
 
     def _tick(self, inputs: list[Input]) -> None:
         now_s = self.clock.now_s
@@ -263,7 +274,8 @@ class World:
         limit_s = progress.job.spec.max_duration_s
         if limit_s and progress.first_start_s is None:
             self._tick_at(self.clock.now_s + limit_s)
-        progress.start(event.ref, event.machine, self.clock.now_s)
+        progress.start(event.ref, self.clock.now_s)
+        self._expect_item(progress, event.ref)
         self._expect_end(progress)
 
     def _ended(self, event: TaskEnded) -> None:
@@ -388,6 +400,12 @@ class World:
         if left_s is not None:
             version = progress.version
             self.clock.at(self.clock.now_s + left_s, lambda: self._work_done(progress, version))
+
+    def _expect_item(self, progress: Progress, ref: TaskRef) -> None:
+        """An item of an array ends by itself, whatever the others do."""
+        job = progress.job
+        if job.spec.array is not None and job.work_s is not None:
+            self.clock.at(self.clock.now_s + job.work_s, lambda: self._end(ref, job.exit_code))
 
     def _work_done(self, progress: Progress, version: int) -> Input | None:
         """The work of a job is done: one replica after another ends by itself."""

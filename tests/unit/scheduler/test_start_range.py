@@ -6,11 +6,11 @@ import pytest
 from cell_harness import Cell, job_spec, service_spec
 
 from tidecell.cell.past import history_of
-from tidecell.client.views import StartRange
+from tidecell.client.views import StartRange, WhyView
 from tidecell.scheduler.durations import History, draw
 from tidecell.scheduler.explain import explain_why, render_why
 from tidecell.scheduler.startrange import start_range
-from tidecell.structs.job import JobSpec
+from tidecell.structs.job import JobSpec, TaskState
 
 
 def finished(cell: Cell, name: str, *took_s: float, cpu: float = 3) -> None:
@@ -81,8 +81,64 @@ def test_why_shows_the_range(waiting: Cell):
         waiting.snapshot(), job.uid, waiting.now_s, history=history_of(waiting.state, waiting.now_s)
     )
     assert view.start_range is not None
-    assert "in 20 futures drawn from how long similar work took" in render_why(view, waiting.now_s)
+    text = render_why(view, waiting.now_s)
+    assert "a guess from 20 futures; too few waits to say how often it holds" in text
     assert explain_why(waiting.snapshot(), job.uid, waiting.now_s).start_range is None
+
+
+@pytest.fixture
+def queueing() -> Cell:
+    """One machine; 40 jobs waited 60 to 100 s each for the one before them, and one more waits."""
+    cell = Cell().machine("a", cpu=4)
+    for number in range(41):
+        cell.submit(job_spec(f"j{number}", cpu=3))
+    for number in range(41):
+        cell.up()
+        cell.now_s += 60 + number
+        if number < 40:
+            cell.down(cell.ref(f"j{number}"))
+    cell.submit(job_spec("next", cpu=2))
+    return cell
+
+
+def test_where_waits_are_remembered_the_range_states_its_rate(queueing: Cell):
+    found = range_of(queueing, "next")
+    assert found is not None
+    assert found.rate == 0.85
+    assert found.expected_s is not None
+    assert queueing.now_s <= found.earliest_s <= found.expected_s
+    assert found.latest_s is None or found.latest_s > found.expected_s
+    text = render_why(
+        explain_why(
+            queueing.snapshot(),
+            queueing.job("next").uid,
+            queueing.now_s,
+            history=history_of(queueing.state, queueing.now_s),
+        ),
+        queueing.now_s,
+    )
+    assert f"holds 85 % of the time, by {found.num_cases} past waits" in text
+
+
+def test_a_range_without_an_end_says_so():
+    for found, text in (
+        (
+            StartRange(60.0, 120.0, None, 0.9, 50),
+            "in about 2m, not before 1m (holds 90 % of the time, by 50 past",
+        ),
+        (StartRange(60.0, None, None, 0.9, 50), "  otherwise not before 1m (holds 90 %"),
+    ):
+        shown = render_why(WhyView("a", "a.1", TaskState.PENDING, 0.0, start_range=found), 1e-9)
+        assert text in shown
+        assert "too many still wait to name an end" in shown
+
+
+def test_a_job_that_was_held_or_came_after_others_is_no_example(queueing: Cell):
+    queueing.submit(job_spec("later", cpu=1, after=("next",)))
+    queueing.submit(job_spec("on-hold", cpu=1, hold=True))
+    names = {w.spec.name for w in history_of(queueing.state, queueing.now_s).waits}
+    assert "next" in names
+    assert not names & {"later", "on-hold"}
 
 
 def test_similar_means_name_then_team_and_size_then_size():

@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from tidecell.cli.sim import sim
 from tidecell.scheduler.compiled import can_compile
-from tidecell.scheduler.packing import POLICIES
-from tidecell.sim.openb import Machines, Pods, read_machines, read_pods
+from tidecell.scheduler.packing import ANY_TYPE, POLICIES
+from tidecell.sim.openb import Machines, Pods, machines_of, pods_of, read_machines, read_pods
 from tidecell.sim.packing import run_packing
+from tidecell.sim.simple import make_machine
+from tidecell.sim.workload import SimJob
 from tidecell.structs.errors import DataError
+from tidecell.structs.job import JobSpec, Replicas
+from tidecell.structs.resources import Resources
 
 NODES = "sn,cpu_milli,memory_mib,gpu,model\nb,64000,262144,2,T4\na,96000,393216,8,G2\nc,32000,131072,0,\n"
 PODS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec\n"
@@ -100,3 +105,21 @@ def test_the_command_prints_the_share_at_each_hundredth(tmp_path: Path) -> None:
     report = json.loads(done.output)
     assert (report["policy"], report["seed"], len(report["allocated"])) == ("fgd", 42, 100)
     assert report["allocated"][-1] == pytest.approx(100.0)
+
+
+def test_a_trace_of_another_format_is_packed_by_its_replicas():
+    fleet = [make_machine("b", 8000, 64 << 30, 4, "H100"), make_machine("a", 8000, 64 << 30, 2, "T4")]
+    machines = machines_of(fleet, "two")
+    assert (machines.names, machines.models) == (("a", "b"), ("H100", "T4"))
+    spec = JobSpec("j", run="x", resources=Resources(1500, (1 << 30) + 1, 1000), replicas=Replicas(1, 3))
+    typed = replace(spec, name="t", replicas=Replicas(1, 1), accelerator_type="h100")
+    pods = pods_of([SimJob(typed, 0.0, None), SimJob(spec, 5.0, 1.0)], machines.models)
+    assert pods.asks_PQ.tolist() == [[1500, 1025, 1000, ANY_TYPE]] * 3 + [[1500, 1025, 1000, 1]]
+    assert run_packing(pods, machines, seed=1, arrived_until=0.6).allocated_at_end == pytest.approx(50.0)
+
+
+def test_pods_of_which_none_may_arrive_are_refused():
+    machines = machines_of([make_machine("a", 8000, 64 << 30, 2, "T4")], "one")
+    spec = JobSpec("j", run="x", resources=Resources(0, 0, 8000))
+    with pytest.raises(DataError, match="more accelerators than may arrive"):
+        run_packing(pods_of([SimJob(spec, 0.0, None)], machines.models), machines)

@@ -24,6 +24,7 @@ from tidecell.structs.job import (
     TaskState,
 )
 from tidecell.structs.resources import Resources
+from tidecell.structs.work import Array
 
 INSTANT = Behaviour(starts_after_s=0.0, leaves_after_s=1.0)
 AGAIN = Retry((RetryOn.INTERRUPTION,), 100)
@@ -173,3 +174,22 @@ def test_specs_are_submitted_as_they_are():
     one = job("a", 5, 10, labels={"k": "v"})
     _, recorder, _ = simulate(one)
     assert recorder.jobs["a.1"].spec == replace(one.spec)
+
+
+def test_items_of_an_array_each_take_their_time_and_so_many_run_at_once():
+    items = job("sweep", 0, 100, array=Array(5), replicas=Replicas(0, 2))
+    _, recorder, figures = simulate(items)
+    assert finished(recorder) == {"sweep": 300.0}
+    assert figures.work_lost_s == 0
+    ratio = figures.fairness.finish_time_ratio
+    assert ratio is not None
+    assert ratio.max == 1.0
+    assert [at_s for at_s, _, _, _ in recorder.starts] == [0.0, 0.0, 100.0, 100.0, 200.0]
+
+
+def test_an_item_that_gave_way_begins_again():
+    items = job("sweep", 0, 100, array=Array(2), replicas=Replicas(0, 1))
+    urgent = job("urgent", 150, 10, cpu=4, priority=Priority(Band.PRODUCTION))
+    _, recorder, figures = simulate(items, urgent)
+    assert finished(recorder) == {"urgent": 161.0, "sweep": 261.0}
+    assert figures.work_lost_s == 51.0  # it leaves a second after it is told
