@@ -267,9 +267,13 @@ class History:
     def _gangs(self, state: CellState, outcome: Outcome, now_s: float) -> None:
         placed = {e.ref.uid for e in outcome.events if isinstance(e, TaskPlaced)}
         taken = {e.ref.uid for e in outcome.events if isinstance(e, TaskNoticed) and e.cause is Cause.PREEMPT}
+        # An envelope is healthy at once: as one comes back, an update may take the next in the same tick.
+        updated = {
+            e.ref.uid for e in outcome.events if isinstance(e, TaskNoticed) and e.cause is Cause.UPDATE
+        }
         for job in state.live_jobs():
             size, least = gang(job)
-            if job.uid in placed and job.stopping is None:
+            if job.uid in placed - updated and job.stopping is None:
                 assert size >= least, f"{job.uid} starts with {size} of {least}"
             if job.uid in taken and not job.spec.alloc:
                 assert not job.staying_tasks() or size >= least or job.uid in self.below_min_since, (
@@ -738,5 +742,5 @@ COMMON = settings(
 )
 CellMachine.TestCase.settings = settings(COMMON, max_examples=60, stateful_step_count=40, derandomize=True)
 LongCellMachine.TestCase.settings = settings(COMMON, max_examples=1000, stateful_step_count=50)
-TestCellUnderRandomInputs = CellMachine.TestCase
+TestCellUnderRandomInputs = pytest.mark.timeout(600)(CellMachine.TestCase)
 TestCellUnderRandomInputsForLonger = pytest.mark.slow(pytest.mark.timeout(1200)(LongCellMachine.TestCase))

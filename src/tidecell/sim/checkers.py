@@ -56,14 +56,16 @@ class History:
 
     def take(self, state: CellState, events: Iterable[Event], now_s: float) -> None:
         """Check the events of one tick, after it."""
-        placed, taken = set(), set()
+        placed, taken, updated = set(), set(), set()
         for event in events:
             self.follow(event)
             if isinstance(event, TaskPlaced):
                 placed.add(event.ref.uid)
             elif isinstance(event, TaskNoticed) and event.cause is Cause.PREEMPT:
                 taken.add(event.ref.uid)
-        self._gangs(state, placed, taken, now_s)
+            elif isinstance(event, TaskNoticed) and event.cause is Cause.UPDATE:
+                updated.add(event.ref.uid)  # an envelope is healthy at once, and the next one leaves
+        self._gangs(state, placed - updated, taken, now_s)
 
     def follow(self, event: Event) -> None:
         """Check one event against those before it."""
