@@ -27,6 +27,7 @@ from tidecell.client.schema_work import CATCH_UPS, OVERLAPS
 from tidecell.scheduler.options import Options
 from tidecell.scheduler.schedule import schedule
 from tidecell.scheduler.snapshot import Snapshot
+from tidecell.sim.order_check import check_order
 from tidecell.structs.cron import Schedule
 from tidecell.structs.errors import TidecellError
 from tidecell.structs.job import (
@@ -598,6 +599,12 @@ class CellMachine(RuleBasedStateMachine):
     def nobody_shrinks_and_grows_in_one_plan(self) -> None:
         plan, _ = schedule(take_snapshot(self.cell.state, self.cell.now_s))
         assert not {p.uid for p in plan.placements} & {r.uid for r in plan.removals}
+
+    @invariant()
+    def the_head_of_the_queue_starts_if_it_fits_and_is_not_delayed_by_what_jumps_it(self) -> None:
+        snapshot = take_snapshot(self.cell.state, self.cell.now_s)
+        plan, trace = schedule(snapshot)
+        check_order(snapshot, plan, trace)
 
     @invariant()
     def whatever_waits_has_a_reason(self) -> None:

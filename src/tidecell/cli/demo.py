@@ -88,14 +88,14 @@ class Demo:
     def _train_flags() -> tuple[str, ...]:
         return (
             *("--steps", str(TRAIN_STEPS), "--checkpoint-every", str(CHECKPOINT_EVERY)),
-            *("--validate-every", "200", "--workers", "1..2", "--cpu", _share(0.375)),
+            *("--validate-every", "200", "--workers", "1..2", "--cpu", _share(0.375), "--gpus", "0"),
         )
 
     def tune(self) -> None:
         """4. LoRA on pairs of docstring and function, made from the same files."""
         self.stage(4, "Fine-tuning: LoRA on docstring -> function pairs made from the same files")
         args = ("tune", BASE, DATASET, "--name", ASSISTANT, "--steps", str(TUNE_STEPS))
-        self._once(ASSISTANT, (*args, "--workers", "1..2", "--cpu", _share(0.375)))
+        self._once(ASSISTANT, (*args, "--workers", "1..2", "--cpu", _share(0.375), "--gpus", "0"))
         self.rows.append(("fine-tuning", f"{TUNE_STEPS} steps of LoRA; the adapter is merged into the model"))
 
     def serve(self) -> None:
@@ -107,7 +107,7 @@ class Demo:
                 client.wait(job.uid)
         self.tide(
             *("serve", ASSISTANT, "--name", SERVICE, "--replicas", "1..2", "--target", "4"),
-            *("--cpu", _share(0.25), "--up-delay", "1s", "--down-delay", "6s"),
+            *("--cpu", _share(0.25), "--gpus", "0", "--up-delay", "1s", "--down-delay", "6s"),
         )
         self._ask()
 

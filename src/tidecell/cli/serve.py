@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tidecell.cli.gpus import AUTO, GPUS_HELP, accelerators
 from tidecell.cli.served import Served, ServedError
 from tidecell.cli.show import err, out, print_json
 from tidecell.client.client import Client
-from tidecell.client.units import (
-    parse_cpu,
-    parse_duration,
-    parse_gpu,
-    parse_priority,
-    parse_replicas,
-    parse_size,
-)
+from tidecell.client.units import parse_cpu, parse_duration, parse_priority, parse_replicas, parse_size
 from tidecell.client.views import JobStatus
 from tidecell.inference.jobs import model_directory, serve_job
 from tidecell.structs.errors import CellUnreachable, NotFoundError, TidecellError
@@ -46,7 +40,7 @@ _BROKEN_ATTEMPTS = 3  # starts after which one that was never ready is taken for
 @click.option("--down-delay", default="5m", show_default=True, help="Low load lasts so long before fewer.")
 @click.option("--cpu", default="0.5", show_default=True, help="Cores per replica.")
 @click.option("--memory", default="", help="Memory per replica, for example 1GB.")
-@click.option("--gpus", default="", help="Accelerators per replica, for example 1 or H100:1.")
+@click.option("--gpus", default=AUTO, show_default=True, help=GPUS_HELP)
 @click.option("--priority", default="production", show_default=True, help="A band, or BAND+N.")
 @click.option("--max-batch", default=32, show_default=True, help="Requests computed together at most.")
 @click.option("--max-context", default=0, help="Tokens of prompt and answer (default: the model's).")
@@ -74,7 +68,7 @@ def serve(model: str, detach: bool, as_json: bool, **options: Any) -> None:
 
 
 def _spec(directory: Path, reference: str, o: dict[str, Any]) -> JobSpec:
-    gpu_type, gpus = parse_gpu(o["gpus"]) if o["gpus"] else ("", 0)
+    gpu_type, gpus = accelerators(o["gpus"])
     memory_bytes = parse_size(o["memory"]) if o["memory"] else 0
     name = o["name"] or _service_name(directory, reference)
     return serve_job(

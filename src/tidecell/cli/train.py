@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from tidecell.cli.gpus import AUTO, GPUS_HELP, accelerators
 from tidecell.cli.show import err, out, print_json
 from tidecell.client.client import Client
 from tidecell.client.home import Home
@@ -37,6 +38,7 @@ _SHARED = (
     click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order and dropout."),
     click.option("--workers", metavar="MIN..MAX", help="Workers (default: 1 to the virtual ranks)."),
     click.option("--cpu", default="", help="Cores to reserve per worker (default: its threads)."),
+    click.option("--gpus", default=AUTO, show_default=True, help=GPUS_HELP),
     click.option("--priority", default="batch", show_default=True, help="A band, or BAND+N."),
     click.option("--stop-at-step", type=int, default=0, help="End early, on the schedule of --steps."),
     click.option("--validate-every", type=int, help="Steps between validations; 0: only at the end."),
@@ -123,7 +125,16 @@ def _run(kind: str, dataset: str, own: dict[str, Any], options: dict[str, Any]) 
         replicas = parse_replicas(options["workers"]) if options["workers"] else None
         cpu_millis = parse_cpu(options["cpu"]) if options["cpu"] else None
         priority = parse_priority(options["priority"])
-        spec = train_job(config, path, replicas=replicas, priority=priority, cpu_millis=cpu_millis)
+        gpu_type, gpu_millis = accelerators(options["gpus"])
+        spec = train_job(
+            config,
+            path,
+            replicas=replicas,
+            priority=priority,
+            cpu_millis=cpu_millis,
+            gpu_millis=gpu_millis,
+            accelerator_type=gpu_type,
+        )
     except ValueError as error:
         raise TidecellError(str(error), f"tide {kind} --help shows what each flag takes") from error
     _run_in_cell(config, spec, options["detach"], options["as_json"])

@@ -8,6 +8,7 @@ ends before it (EASY backfill, Lifka 1995). Same snapshot and seed, same plan.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
@@ -145,7 +146,7 @@ def _needs_a_look(run: _Pass, unit: Unit) -> bool:
         return True
     if (spec.resources, spec.accelerator_type, len(unit.tasks)) in run.failed_asks or uid in run.left_uids:
         return True
-    if run.heads and spec.max_duration_s:  # it may use what is kept for a head
+    if run.heads and spec.max_duration_s:  # it may use what is kept for a head, and is a release itself
         return True
     return uid in run.without_gang or _has_claim(run, unit)
 
@@ -214,9 +215,21 @@ def _note_failed(run: _Pass, unit: Unit, waiting: Waiting) -> None:
 
 
 def _releases(run: _Pass) -> list[Release]:
+    """Return what ends when, what this very pass has started among it."""
     if run.releases is None:
         run.releases = releases_of(run.snapshot, run.left)
+        jobs = {job.uid: job for job in run.snapshot.jobs} if run.placements else {}
+        for placed in run.placements:
+            _note_release(run, jobs[placed.uid], placed)
     return run.releases
+
+
+def _note_release(run: _Pass, job: JobView, placed: Placement) -> None:
+    """Add the end of what starts now, where a time limit tells it."""
+    if run.releases is not None and job.spec.max_duration_s:
+        end_s = (job.ends_by_s or run.snapshot.now_s + job.spec.max_duration_s) + job.spec.grace_period_s
+        release = Release(end_s, placed.machine, placed.resources, placed.accelerators)
+        insort(run.releases, release, key=lambda r: (r.end_s, r.machine))
 
 
 def _standing(unit: Unit) -> tuple[object, ...]:
@@ -287,7 +300,9 @@ def _place(run: _Pass, unit: Unit) -> bool:
     for index, spot in zip(unit.indices, spots, strict=True):
         granted = run.board.take(unit.job, index, spot, gone_by_heads=is_short)
         machine = run.board.fleet.names[spot.row]
-        run.placements.append(Placement(unit.job.uid, index, machine, spot.devices, granted, spot.shape))
+        placed = Placement(unit.job.uid, index, machine, spot.devices, granted, spot.shape)
+        run.placements.append(placed)
+        _note_release(run, unit.job, placed)
         if run.gate is not None:
             run.gate.admit(unit.job, index, granted, unit.growth)
     return True

@@ -24,6 +24,7 @@ from tidecell.sim.agents import RunLedger, SimAgent
 from tidecell.sim.chaos_users import USER_SPAN_S, Users
 from tidecell.sim.clock import Clock
 from tidecell.sim.faults import MIXES, Crash, CrashingLog, CrashPoint, Mix, random_crashes
+from tidecell.sim.order_check import check_order
 from tidecell.sim.simple import make_machine
 from tidecell.structs.errors import InvariantError
 from tidecell.structs.job import TaskState
@@ -66,6 +67,7 @@ class Verdict:
     num_preempted: int
     outcomes: dict[str, str]
     tried_victims: int = 0
+    checked_heads: int = 0
 
 
 class BrokenRun(AssertionError):
@@ -103,7 +105,7 @@ class Chaos:
         self.last_now_s = START_S
         self.deaf_until_s = 0.0
         self.stale: list[Plan] = []
-        self.num_ticks = self.num_events = self.tried = 0
+        self.num_ticks = self.num_events = self.tried = self.heads = 0
         self.seen_events = 0
         self._last_sent: dict[str, float] = {}
 
@@ -169,6 +171,7 @@ class Chaos:
             self.history.num_preempted,
             outcomes,
             self.tried,
+            self.heads,
         )
 
     def later(self, delay_s: float, happen: Callable[[], None]) -> None:
@@ -348,9 +351,10 @@ class Chaos:
             checkers.check_no_lost_wakeup(runtime, outcome, now_s, 0)
         if self.num_ticks % 5 == 0:
             snapshot = take_snapshot(runtime.state, now_s)
-            plan, _ = schedule(snapshot)
+            plan, trace = schedule(snapshot)
             self.tried += checkers.check_minimal(snapshot, plan, 0)
             checkers.check_deterministic(runtime.state, now_s, 0)
+            self.heads += check_order(snapshot, plan, trace)
             if self.faults and not plan.is_empty():
                 self.stale.append(plan)
         if self.num_ticks % 50 == 0:

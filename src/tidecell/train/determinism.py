@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import random
 from typing import Any
@@ -38,6 +39,23 @@ def device_class(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def compute_exactly(device: torch.device) -> None:
+    """Let a GPU compute the same bits each time: no atomic additions, no choice of kernel by timing, no TF32.
+
+    cuBLAS reads its setting when its first handle is made, so this comes before anything is computed there.
+    The CPU's kernels are exact at a given number of threads. An operation that has no exact kernel raises.
+
+    Source: PyTorch's notes on reproducibility; cuBLAS, results reproducibility.
+    """
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.set_float32_matmul_precision("highest")
 
 
 def seed_everything(seed: int, step: int, vrank: int) -> None:

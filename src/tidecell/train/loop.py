@@ -25,6 +25,7 @@ from tidecell.models.training_state import digest, newest_checkpoint, require_co
 from tidecell.models.transformer import ModelConfig, Transformer
 from tidecell.train.batches import DataFacts, Text, open_rows, read_facts, to_tensors
 from tidecell.train.config import LOADERS, TrainConfig
+from tidecell.train.determinism import compute_exactly
 from tidecell.train.elastic import Session
 from tidecell.train.history import read_by_step
 from tidecell.train.lora import add_adapters, merge, save_adapter
@@ -62,6 +63,7 @@ class Training:
         self._watch = watch or (lambda report: None)
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device = torch.device(device)
+        compute_exactly(self.device)
         directory = Path(config.dataset)
         self.facts = read_facts(directory)
         loader = config.loader or LOADERS[config.kind]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ def code_version() -> dict[str, str]:
         for path in sorted((root / package).rglob("*.py")):
             text.update(path.relative_to(root).as_posix().encode() + b"\n" + path.read_bytes())
     return {
-        "tidecell": importlib.metadata.version("tidecell"),
+        "tidecell": tidecell.__version__,
         "training_code_sha256": text.hexdigest()[:16],
         "torch": str(torch.__version__),
     }
