@@ -146,7 +146,7 @@ def _needs_a_look(run: _Pass, unit: Unit) -> bool:
         return True
     if (spec.resources, spec.accelerator_type, len(unit.tasks)) in run.failed_asks or uid in run.left_uids:
         return True
-    if run.heads and spec.max_duration_s:  # it may use what is kept for a head
+    if run.heads and spec.max_duration_s:  # it may use what is kept for a head, and is a release itself
         return True
     return uid in run.without_gang or _has_claim(run, unit)
 
