@@ -201,6 +201,7 @@ class Router:
             connections=len(self._connections),
             refused_total=dict(self._refused_total),
             services=self.fleet.stats(),
+            accounts=self.traffic.traffic.ledger.use(self.now()),
         )
 
     # -- what exchanges and connections ask

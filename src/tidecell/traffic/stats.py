@@ -81,6 +81,18 @@ class ServiceStats(msgspec.Struct, frozen=True):
     endpoints: dict[str, EndpointStats] = {}
 
 
+class AccountUse(msgspec.Struct, frozen=True):
+    """What one tenant or key uses.
+
+    Attributes:
+        in_flight: Requests under way.
+        used: By limit (``tokens_per_day`` …), in the window of now; only limits that it has.
+    """
+
+    in_flight: int = 0
+    used: dict[str, int] = {}
+
+
 class RouterStats(msgspec.Struct, frozen=True):
     """The whole router.
 
@@ -93,6 +105,7 @@ class RouterStats(msgspec.Struct, frozen=True):
         connections: Client connections that are open.
         refused_total: Requests that were not admitted, by outcome.
         services: By name.
+        accounts: What tenants and keys use: ``tenant acme``, ``key laptop of acme``.
     """
 
     version: int = 0
@@ -103,6 +116,7 @@ class RouterStats(msgspec.Struct, frozen=True):
     connections: int = 0
     refused_total: dict[str, int] = {}
     services: dict[str, ServiceStats] = {}
+    accounts: dict[str, AccountUse] = {}
 
     def in_flight(self, endpoint_id: str) -> int:
         """Return the requests in flight at an endpoint, 0 when the router does not know it (any more)."""
