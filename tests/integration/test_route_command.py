@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -153,6 +154,34 @@ def test_a_service_that_goes_stops_no_rule_and_no_key(
     wait_until(lambda: asker(token).status_code == 200)
     assert asker(token, x_beta="yes").json()["name"] == "chat"
     assert client.routing().rules[0].missing == ("next",)
+
+
+def test_why_says_where_requests_go_and_what_was_shed(
+    cell, client: Client, asker: Asker, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    _apply(cell, tmp_path / "routes.yaml")
+    token = client.create_key(NewKey("acme", "k")).token
+    wait_until(lambda: asker(token).status_code == 200)
+    assert asker(token, max_tokens=900).status_code == 429
+    assert asker(token, x_beta="yes", x_request_id="mine").status_code == 200
+    route = cell.tide("why", "fast").stdout  # the alias of a model
+    assert re.search(r"^chat  direct, power-of-two: power-of-two$", route, re.M)
+    assert re.search(r"chat.1/0@\d+ +\w+ +not_drawn +0 in flight", route)
+    assert "now: 0 in flight, 0 queued" in route
+    assert "shed: 1 limit_tokens_per_minute" in route
+    assert "chat  direct" in cell.tide("why", "chat").stdout  # after what it says of the job
+    said = cell.tide("why", "mine").stdout
+    assert re.search(r"^next  rule by rule beta, power-of-two: power-of-two$", said, re.M)
+    assert re.search(r"next.1/0@\d+ +\w+ +chosen", said)
+    assert "request mine: ok, status 200\n  next at next.1/0@" in said
+    row = msgspec.json.decode(cell.tide("why", "mine", "--json").stdout)["request"]
+    assert (row["service"], row["route"], row["choice"]) == ("next", "rule beta", "power-of-two")
+    _restart_router(cell, wait_until)  # its memory is gone, the access log is not
+    wait_until(lambda: client.routing().router_up and asker(client.token).status_code == 200)
+    again = cell.tide("why", "mine").stdout
+    assert "request mine: ok, status 200" in again
+    assert "was not kept" in again
+    assert "no job named 'nobody'" in cell.tide("why", "nobody", check=False).stderr
 
 
 def test_settings_survive_a_restart_and_the_journal_replays_to_them(cell, client: Client) -> None:

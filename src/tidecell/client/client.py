@@ -22,7 +22,7 @@ from tidecell.client.account_views import UsageView
 from tidecell.client.home import Home
 from tidecell.client.listing_views import AllocStatus, Me, ScheduleStatus
 from tidecell.client.quota_views import Change, QuotaStatus
-from tidecell.client.routing_views import KeyStatus, NewKey, RoutingView
+from tidecell.client.routing_views import KeyStatus, NewKey, RouteWhy, RoutingView
 from tidecell.client.views import (
     CellStatus,
     DrainBody,
@@ -236,6 +236,17 @@ class Client:
     def set_routing(self, routing: Routing) -> Change:
         """Set aliases, rules and tenants; tenants that stay keep their keys. Returns what that changed."""
         return msgspec.json.decode(self._call("PUT", "/v1/routing/settings", routing), type=Change)
+
+    def route_why(self, name: str) -> RouteWhy:
+        """Return why a service's replicas are chosen or not, or what became of a request.
+
+        Args:
+            name: A service, one of its models, or a request's id.
+
+        Raises:
+            NotFoundError: The router knows none of that name.
+        """
+        return self._get(f"/v1/routing/why/{quote(name, '')}", RouteWhy)
 
     def create_key(self, new: NewKey) -> KeyStatus:
         """Give a tenant a key; the answer is the only one that holds its token."""

@@ -78,6 +78,44 @@ class RoutingView(msgspec.Struct, frozen=True):
     tenants: tuple[TenantStatus, ...] = ()
 
 
+class ReplicaWhy(msgspec.Struct, frozen=True):
+    """One replica: its state, and why it is, or was, chosen or not."""
+
+    id: str
+    state: str
+    chosen: bool
+    reason: str
+    detail: str
+
+
+class RouteWhy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the router says of a route now, or of one request when it was sent on.
+
+    Attributes:
+        service, route, rule, policy, reason: Where, how it got there, and the balancer's word for the choice.
+        replicas: None is given for a request whose choice was not kept.
+        text: The same in lines.
+        sheds: Requests of the service that were shed or refused since the router started, by reason.
+        limit: Requests that may be in flight, as learned; 0: no limit.
+        breaker: ``open`` or ``closed``; empty: it has none.
+        request: The request's line of the access log (docs/router.md), once it has ended.
+    """
+
+    service: str = ""
+    route: str = ""
+    rule: str = ""
+    policy: str = ""
+    reason: str = ""
+    replicas: tuple[ReplicaWhy, ...] = ()
+    text: tuple[str, ...] = ()
+    sheds: dict[str, int] = {}
+    in_flight: int = 0
+    queued: int = 0
+    limit: float = 0.0
+    breaker: str = ""
+    request: dict[str, str | int | float | bool | None] = {}
+
+
 class NewKey(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a new key is asked for with."""
 

@@ -456,6 +456,7 @@ def make_app(control: ControlPlane) -> ASGIApp:
         ("GET", "/v1/routing"): routing.view,
         ("GET", "/v1/routing/settings"): routing.settings,
         ("PUT", "/v1/routing/settings"): routing.set,
+        ("GET", "/v1/routing/why/{name}"): routing.why,
         ("POST", "/v1/routing/keys"): routing.create_key,
         ("DELETE", "/v1/routing/keys/{tenant}/{name}"): routing.revoke_key,
         ("GET", "/v1/usage"): accounts.usage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 
@@ -16,6 +17,7 @@ from tidecell.client.routing_views import (
     KeyStatus,
     NewKey,
     RouteStatus,
+    RouteWhy,
     RoutingView,
     RuleStatus,
     TenantStatus,
@@ -23,9 +25,11 @@ from tidecell.client.routing_views import (
 from tidecell.server.bodies import read_body
 from tidecell.server.control import ControlPlane
 from tidecell.server.openapi import Operation
-from tidecell.structs.errors import RefusedError
+from tidecell.structs.errors import NotFoundError, RefusedError
 from tidecell.structs.routing_messages import KeyProposed, KeyRevokeRequested, RoutingProposed
 from tidecell.structs.traffic import Key, Routing, Tenant
+from tidecell.traffic.access_log import find_line
+from tidecell.traffic.control import Why
 from tidecell.traffic.limits import key_account, tenant_account
 from tidecell.traffic.stats import AccountUse, RouterStats, ServiceStats
 from tidecell.traffic.table import Route, Table, hash_token
@@ -55,6 +59,19 @@ class RoutingApi:
         before = self._control.state.routing
         await self._control.ask(RoutingProposed(routing))
         return _json(Change(describe_routing_change(before, self._control.state.routing)))
+
+    async def why(self, request: Request) -> Response:
+        """Why the replicas of a service are chosen or not, or what became of a request."""
+        name = request.path_params["name"]
+        path = self._control.home / "router" / "access.jsonl"
+        try:
+            why = await self._control.serving.why(name)
+        except NotFoundError:
+            line = await asyncio.to_thread(find_line, path, name)
+            if line is None:
+                raise
+            why = Why(request=line)
+        return _json(_why(why))
 
     async def create_key(self, request: Request) -> Response:
         """Give a tenant a key; the answer is the only one that holds the token."""
@@ -119,6 +136,15 @@ def _key(tenant: str, key: Key, accounts: dict[str, AccountUse]) -> KeyStatus:
     return KeyStatus(tenant, key.name, key.limits, key.created_s, use.in_flight, use.used)
 
 
+def _why(why: Why) -> RouteWhy:
+    said = {} if why.explanation is None else msgspec.to_builtins(why.explanation)
+    text = () if why.explanation is None else tuple(why.explanation.lines())
+    line = {} if why.request is None else msgspec.to_builtins(why.request)
+    more = {"text": text, "request": line, "sheds": why.sheds, "breaker": why.breaker}
+    load = {"in_flight": why.in_flight, "queued": why.queued, "limit": why.limit}
+    return msgspec.convert({**said, **more, **load}, RouteWhy)
+
+
 def _without_hashes(routing: Routing | None) -> Routing | None:
     if routing is None:
         return None
@@ -144,6 +170,12 @@ OPERATIONS = (
         "Set aliases, rules and tenants; tenants that stay keep their keys",
         Change,
         body=Routing,
+    ),
+    Operation(
+        "GET",
+        "/v1/routing/why/{name}",
+        "Why a service's replicas are chosen or not, or what became of a request, by its id",
+        RouteWhy,
     ),
     Operation(
         "POST",

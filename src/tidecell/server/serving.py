@@ -19,7 +19,7 @@ from tidecell.structs.errors import CellUnreachable, TidecellError
 from tidecell.structs.job import Replicas, Scaling
 from tidecell.structs.messages import DesiredProposed, Input, ReplicaDrained
 from tidecell.telemetry import log_line
-from tidecell.traffic.control import RouterControl
+from tidecell.traffic.control import RouterControl, Why
 from tidecell.traffic.stats import RouterStats
 from tidecell.traffic.table import EMPTY, Table
 
@@ -171,6 +171,15 @@ class Serving:
             known = (scaling, job.spec.replicas, scaler)
             self._scalers[job.uid] = known
         return known[2]
+
+    async def why(self, name: str) -> Why:
+        """Return what the router says of a service, a model, or a request by its id.
+
+        Raises:
+            NotFoundError: It knows none of that name.
+            CellUnreachable: It does not answer.
+        """
+        return await self._control.why(name)
 
     async def metrics(self) -> str:
         """Return the router's metrics as Prometheus text; empty while it does not answer."""

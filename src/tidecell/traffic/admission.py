@@ -45,12 +45,12 @@ class TrafficAdmission:
 
     Attributes:
         ledger: What tenants used.
-        refused: How many requests were, by reason.
+        refused: How many requests were, by service and reason.
     """
 
     def __init__(self, table: Table, offset_s: float, is_ready: Callable[[str], bool]) -> None:
         self.ledger = Ledger(table.tenants, offset_s, table.routers)
-        self.refused: dict[str, int] = {}
+        self.refused: dict[str, dict[str, int]] = {}
         self._is_ready = is_ready
         self._breakers: dict[str, Breaker] = {}
         self._tickets: dict[int, Ticket] = {}
@@ -84,21 +84,25 @@ class TrafficAdmission:
         service = facts.service if routed is None else routed.service
         breaker = self._breakers.get(service)
         if breaker is not None and (why := breaker.allow(now_s, self._under_way.get(service, 0))):
-            return self._refuse(503, f"the service {service!r} fails too much and is left alone", why, 1)
+            return self._refuse(
+                service, 503, f"the service {service!r} fails too much and is left alone", why, 1
+            )
         level, deadline_s = 0, inf
         overload = self._overload.get(service)
         if overload is not None:
             level, deadline_s = self._urgency(facts, overload)
             if now_s >= deadline_s:
                 _forget(breaker)
-                return self._refuse(504, "the request's deadline was over when it came", "late", None)
+                return self._refuse(
+                    service, 504, "the request's deadline was over when it came", "late", None
+                )
         reservation: Reservation | None = None
         if self._has_tenants:
             tokens = estimate_tokens(facts.body_bytes, facts.max_tokens)
             got = self.ledger.reserve(facts.key, tokens, now_s)
             if isinstance(got, Refused):
                 _forget(breaker)
-                return self._refuse(429, got.message, got.reason, got.retry_after_s or None)
+                return self._refuse(service, 429, got.message, got.reason, got.retry_after_s or None)
             reservation = got
         if reservation is not None or breaker is not None or routed is not None:
             self._tickets[id(facts)] = Ticket(reservation, breaker, routed, service)
@@ -107,14 +111,14 @@ class TrafficAdmission:
         if routed is None and overload is None:
             return ADMIT
         changed = "" if service == facts.service else service
-        shadow = routed.shadow if routed else ""
+        shadow, why = ("", "") if routed is None else (routed.shadow, _why(routed))
         if overload is None:
-            return Decision(service=changed, shadow=shadow)
+            return Decision(service=changed, shadow=shadow, why=why)
         tenant = self.ledger.tenant_of.get(facts.key)
         name = facts.key if tenant is None else tenant.name
         weight = overload.tenant_weights.get(name, 1.0 if tenant is None else tenant.weight)
         cost = float(estimate_tokens(facts.body_bytes, facts.max_tokens))
-        return Decision(None, changed, shadow, level, deadline_s, name, cost, weight)
+        return Decision(None, changed, shadow, level, deadline_s, name, cost, weight, why)
 
     def settle(self, facts: Facts, end: End, now_s: float) -> None:
         """Note the end of an admitted request; a second time has no effect."""
@@ -130,6 +134,11 @@ class TrafficAdmission:
                 ticket.breaker.forget()
             else:
                 ticket.breaker.record(end.status < 500 and end.outcome == "ok", now_s)
+
+    def breaker_state(self, service: str, now_s: float) -> str:
+        """Return ``closed``, or ``open``; empty where the service has no breaker."""
+        breaker = self._breakers.get(service)
+        return "" if breaker is None else "open" if breaker.is_open(now_s) else "closed"
 
     def routed(self, facts: Facts) -> Routed | None:
         """Return which rule sent an admitted request where."""
@@ -168,9 +177,16 @@ class TrafficAdmission:
             return level, facts.arrived_s + int(within) / 1000.0
         return level, facts.arrived_s + overload.deadline_s if overload.deadline_s else inf
 
-    def _refuse(self, status: int, message: str, reason: str, retry_after_s: int | None) -> Decision:
-        self.refused[reason] = self.refused.get(reason, 0) + 1
+    def _refuse(
+        self, service: str, status: int, message: str, reason: str, retry_after_s: int | None
+    ) -> Decision:
+        counts = self.refused.setdefault(service, {})
+        counts[reason] = counts.get(reason, 0) + 1
         return Decision(refusal=error(status, message, reason, code=reason, retry_after_s=retry_after_s))
+
+
+def _why(routed: Routed) -> str:
+    return f"{routed.reason} {routed.rule}" if routed.rule else ""
 
 
 def _forget(breaker: Breaker | None) -> None:

@@ -32,7 +32,7 @@ from tidecell.traffic.replies import Reply, error
 from tidecell.traffic.request import Limits, Request
 from tidecell.traffic.upload import Upload
 from tidecell.traffic.upstream import Framing, UpstreamConnection
-from tidecell.traffic.usage import Usage, find_usage
+from tidecell.traffic.usage import NO_USAGE, Usage, read_usage
 
 MAX_LOST = 3
 SHADOW = Decision()  # of a copy whose answer is dropped: admission was asked for the original only
@@ -71,6 +71,9 @@ class Context(Protocol):
     def watch(self) -> None:
         """Look at the deadlines from now on; called when ``exchanges`` gets its first."""
 
+    def explain(self, service: Service, request: Request, chosen: str, now_s: float) -> None:
+        """Keep why this replica was chosen, before the request counts as its load."""
+
 
 class Exchange:
     """See the module. All methods are called on the loop's thread; none of them awaits but ``_open``."""
@@ -78,6 +81,7 @@ class Exchange:
     __slots__ = (
         "_admitted_s",
         "_attempt_s",
+        "_choice",
         "_client",
         "_connect",
         "_context",
@@ -131,7 +135,7 @@ class Exchange:
         self.is_queued = False
         self.is_done = False
         self._replica: Replica | None = None
-        self._endpoint_id = ""
+        self._endpoint_id = self._choice = ""
         self._whole_bytes = 0
         self._upstream: UpstreamConnection | None = None
         self._connect: asyncio.Task[None] | None = None
@@ -184,6 +188,9 @@ class Exchange:
             return
         self._replica = replica
         self._endpoint_id = replica.id
+        self._choice = "retry" if self._tried else service.balancer.reason
+        if now_s >= service.explain_after_s and not self._tried and self._decision is not SHADOW:
+            self._context.explain(service, self._request, replica.id, now_s)
         self._attempt_s = now_s
         self._num_attempts += 1
         replica.load.in_flight += 1
@@ -334,7 +341,7 @@ class Exchange:
         else:
             parts = (head.status_line, lines, request.request_id, data[head.size :])
             self._client.write(b"%b\r\n%bx-request-id: %b\r\n\r\n%b" % parts)
-        self._end("ok", find_usage(data))
+        self._end("ok", read_usage(data))
         self._client.exchange_finished(True)
 
     def response_data(self, data: bytes, is_done: bool) -> None:
@@ -385,6 +392,7 @@ class Exchange:
         ttft_ms = (now_s - self._progress_s) * 1000.0
         load, health = replica.load, replica.health
         load.observe_latency(ttft_ms)
+        replica.ttft.add(ttft_ms)
         self._service.balancer.on_first_byte(load, self._request, ttft_ms, now_s)
         if status >= 500:
             self._note_failure(now_s)
@@ -542,7 +550,7 @@ class Exchange:
         self._context.exchanges.discard(self)
         now_s, relay, service, replica = self._context.now(), self._relay, self._service, self._replica
         if usage is None:
-            usage = (None, None) if relay is None else relay.usage()
+            usage = NO_USAGE if relay is None else relay.usage()
         end = End(
             outcome,
             self._status,
@@ -551,6 +559,7 @@ class Exchange:
             1 if relay is None else relay.frames,
             (self._ttft_s - self._admitted_s) * 1000.0 if self._ttft_s else None,
             (now_s - self._admitted_s) * 1000.0,
+            usage[2],
         )
         if replica is not None:  # a connect task under way ends by itself and finds is_done
             service.balancer.on_end(replica.load, self._request, end, now_s)
@@ -601,6 +610,10 @@ class Exchange:
                 end.tokens_out,
                 retries,
                 end.outcome,
+                self._choice,
+                self._decision.why,
+                self._decision.tenant,
+                end.tokens_cached,
             )
         )
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from tidecell.traffic.balance import Load, Rng, least_outstanding
+from tidecell.traffic.explain import Seen
 from tidecell.traffic.fair_queue import CRITICALITIES, Entry, FairQueue
 from tidecell.traffic.health import Health, RetryBudget
-from tidecell.traffic.meters import ServiceMeter
+from tidecell.traffic.meters import Histogram, ServiceMeter
 from tidecell.traffic.policy import Balancer, Decision, Facts, Policies, PowerOfTwo
 from tidecell.traffic.stats import EndpointStats, ServiceStats
 from tidecell.traffic.table import Endpoint, Route, Table
@@ -56,7 +57,7 @@ class Waiter(Protocol):
 class Replica:
     """One endpoint while the router has to do with it, which may be longer than it is in the table."""
 
-    __slots__ = ("failures", "health", "host", "id", "idle", "load", "port", "requests", "state")
+    __slots__ = ("failures", "health", "host", "id", "idle", "load", "port", "requests", "state", "ttft")
 
     def __init__(self, endpoint: Endpoint, now_s: float) -> None:
         self.id = endpoint.id
@@ -67,6 +68,7 @@ class Replica:
         self.health = Health()
         self.requests = 0
         self.failures = 0
+        self.ttft = Histogram()
         self.idle: list[Connection] = []
 
     def is_at(self, endpoint: Endpoint) -> bool:
@@ -107,6 +109,7 @@ class Replica:
             ejected=self.health.is_ejected(now_s),
             unreachable=self.health.is_unreachable(now_s),
             state=self.state,
+            ttft=self.ttft.stats(),
         )
 
 
@@ -123,6 +126,7 @@ class Service:
         self.meter = ServiceMeter()
         self.budget = RetryBudget()
         self.num_queued = 0
+        self.explain_after_s = 0.0  # the next choice from then on is kept, see ``explain.Decisions``
         self._ready: list[Replica] = []
         self._ready_loads: list[Load] = []  # of the same replicas, in the same order
         self._trouble_until_s = 0.0  # until then a replica may be ejected or unreachable
@@ -156,6 +160,11 @@ class Service:
         self.replicas = kept
         self._ready = [replica for replica in kept.values() if replica.state == "ready"]
         self._ready_loads = [replica.load for replica in self._ready]
+
+    def seen(self) -> list[Seen]:
+        """Return all replicas as ``explain`` looks at them."""
+        every = [*self.replicas.values(), *self.gone]
+        return [Seen(replica.load, replica.health, replica.state) for replica in every]
 
     def remove(self, now_s: float) -> None:
         """Leave the table: in-flight requests finish, waiting ones end."""
@@ -270,6 +279,10 @@ class Service:
             tokens_in_total=meter.tokens_in_total,
             tokens_out_total=meter.tokens_out_total,
             choices_total=dict(self.balancer.reasons),
+            tokens_cached_total=meter.tokens_cached_total,
+            duration=meter.duration.stats(),
+            ttft=meter.ttft.stats(),
+            token_gap=meter.token_gap.stats(),
             endpoints=self._endpoint_stats(now_s),
         )
 
@@ -288,6 +301,7 @@ class Service:
                     now.ejected,
                     now.unreachable,
                     now.state,
+                    now.ttft,
                 )
             stats[replica.id] = now
         return stats

@@ -34,21 +34,25 @@ from pathlib import Path
 from random import Random
 
 import uvloop
+from msgspec.structs import replace
 
 from tidecell.structs.errors import RefusedError, TidecellError
 from tidecell.traffic.access_log import AccessLog, Line
+from tidecell.traffic.balancers import ServiceBalancer
+from tidecell.traffic.control import Why
 from tidecell.traffic.control_server import ControlServer
 from tidecell.traffic.directory import Directory
 from tidecell.traffic.downstream import ClientConnection
 from tidecell.traffic.exchange import Exchange
+from tidecell.traffic.explain import Decisions, Explanation, explain
 from tidecell.traffic.fleet import Fleet, Service
 from tidecell.traffic.http1 import RequestHead
 from tidecell.traffic.http2 import Watched
 from tidecell.traffic.policies import TrafficPolicies
 from tidecell.traffic.policy import Policies
 from tidecell.traffic.replies import Reply
-from tidecell.traffic.request import Limits
-from tidecell.traffic.stats import RouterStats
+from tidecell.traffic.request import Limits, Request
+from tidecell.traffic.stats import RouterStats, ServiceStats
 from tidecell.traffic.table import EMPTY, Table, check_order, decode, encode
 from tidecell.traffic.tls import Certificates, Pair
 
@@ -56,6 +60,7 @@ BACKLOG = 2048
 BUSY_SWEEP_S = 0.25
 IDLE_SWEEP_S = 5.0
 UPSTREAM_IDLE_S = 60.0
+EXPLAINED_PER_S = 20.0  # choices whose every replica's state is kept, for each service
 
 
 class Router:
@@ -84,6 +89,7 @@ class Router:
         self.fleet.apply(self.table, self.policies)
         self.directory = Directory(self.table, int(time.time()))
         self._started_s = self.now()
+        self._decisions = Decisions()
         self.exchanges: set[Exchange] = set()
         self._connections: set[Watched] = set()
         self._refused_total: dict[str, int] = {}
@@ -200,11 +206,60 @@ class Router:
             uptime_s=round(self.now() - self._started_s, 3),
             connections=len(self._connections),
             refused_total=dict(self._refused_total),
-            services=self.fleet.stats(),
+            services=self._service_stats(),
             accounts=self.traffic.traffic.ledger.use(self.now()),
         )
 
+    def _service_stats(self) -> dict[str, ServiceStats]:
+        refused = self.traffic.traffic.refused
+        return {
+            name: replace(stats, refused_total=dict(refused.get(name, {})))
+            for name, stats in self.fleet.stats().items()
+        }
+
+    def why(self, name: str) -> Why | None:
+        """Return why a service's replicas are or are not chosen, or what became of a request; None: neither.
+
+        Args:
+            name: A service or one of its models, or the id of a request.
+        """
+        service = self.find(name) or self.find(self.directory.service_of(name))
+        if service is not None:
+            return self._why_now(service)
+        line, explanation = self.log.find(name), self._decisions.find(name)
+        if line is None and explanation is None:
+            return None
+        return Why(explanation, request=line)
+
+    def _why_now(self, service: Service) -> Why:
+        stats, balancer = self.stats(), service.balancer
+        limit = balancer.limit.limit if isinstance(balancer, ServiceBalancer) and balancer.limit else 0.0
+        return Why(
+            self._explain(service, None, "", self.now()),
+            sheds=stats.sheds(service.name),
+            in_flight=service.in_flight(),
+            queued=service.num_queued,
+            limit=round(limit, 1),
+            breaker=self.traffic.traffic.breaker_state(service.name, self.now()),
+        )
+
+    def _explain(
+        self, service: Service, request: Request | None, chosen: str, now_s: float
+    ) -> Explanation | None:
+        if not isinstance(service.balancer, ServiceBalancer):
+            return None
+        routed = None if request is None else self.traffic.traffic.routed(request)
+        body = b"" if request is None else request.body
+        return explain(service.name, service.balancer, service.seen(), now_s, routed, chosen, body)
+
     # -- what exchanges and connections ask
+
+    def explain(self, service: Service, request: Request, chosen: str, now_s: float) -> None:
+        """Keep why this replica was chosen; at most ``EXPLAINED_PER_S`` times a second for each service."""
+        service.explain_after_s = now_s + 1.0 / EXPLAINED_PER_S
+        explanation = self._explain(service, request, chosen, now_s)
+        if explanation is not None:
+            self._decisions.keep(request.request_id.decode("ascii"), explanation)
 
     def watch(self) -> None:
         """Look at the deadlines of ``exchanges`` from now on."""
