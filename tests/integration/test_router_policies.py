@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -11,8 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from router_harness import Answer, ReplicaProcess, RouterProcess, connect, encode, read_answer, wait_until
+from router_harness import (
+    Answer,
+    ReplicaProcess,
+    RouterProcess,
+    connect,
+    encode,
+    read_answer,
+    request,
+    wait_until,
+)
 
+from tidecell.sim.requests import load_of, read_requests
 from tidecell.structs.traffic import (
     Affinity,
     Canary,
@@ -136,3 +147,52 @@ def test_one_that_would_be_late_is_told_so_without_a_replica(stage: Stage) -> No
     assert late.status == 504
     assert late.json()["error"]["message"].startswith("the request's deadline passed")
     assert sum(replica.seen()["requests"] for replica in stage.replicas) == 1
+
+
+def test_metrics_and_access_log_say_what_was_counted(stage: Stage) -> None:
+    key = hash_token("secret")
+    tenants = (Tenant("acme", (Key("k", key),), Limits(tokens_per_minute=500)),)
+    stage.put(chat(stage), tokens=(key,), tenants=tenants)
+    assert stage.ask("secret", max_tokens=5, stream=True, tokens=5).status == 200
+    assert stage.ask("secret", max_tokens=5, tokens=5).status == 200
+    assert stage.ask("secret", max_tokens=900).status == 429
+    text = stage.router.ask(lambda control: control.metrics())
+    for line in (
+        'duration_seconds_count{service="chat"} 2',
+        'ttft_seconds_bucket{service="chat",le="+Inf"} 2',
+        'token_gap_seconds_count{service="chat"} 1',
+        'sheds_total{service="chat",reason="limit_tokens_per_minute"} 1',
+    ):
+        assert f"tidecell_router_{line}\n" in text
+    firsts = re.findall(r'endpoint_ttft_seconds_count{service="chat",endpoint="[ab]"} (\d)', text)
+    assert sum(map(int, firsts)) == 2
+    lines = stage.router.access_lines(3)
+    assert [(row["outcome"], row["choice"], row["schema"]) for row in lines] == [
+        ("ok", "power-of-two", 2),
+        ("ok", "power-of-two", 2),
+        ("limit_tokens_per_minute", "", 2),
+    ]
+
+
+def test_a_recorded_trace_reads_back_without_what_was_said(tmp_path: Path) -> None:
+    replica, router = ReplicaProcess("a"), RouterProcess(tmp_path, "--trace")
+    try:
+        router.put(Route("chat", ("m",), (replica.endpoint(),)))
+        for ending in ("one", "two"):
+            body = json.dumps({"model": "m", "prompt": "secret words " * 400 + ending, "tokens": 5}).encode()
+            assert request(router.port, "/v1/completions", body).status == 200
+        assert router.stop() == 0
+    finally:
+        router.kill()
+        replica.kill()
+    path = tmp_path / "router" / "trace.jsonl"
+    rows = read_requests(path)
+    assert [(row.service, row.input_length, row.output_length, row.outcome) for row in rows] == [
+        ("chat", 3, 5, "ok")
+    ] * 2
+    assert len(rows[0].hash_ids) == 2
+    assert rows[0].hash_ids == rows[1].hash_ids
+    assert b"secret" not in path.read_bytes()
+    load = load_of(rows)
+    assert {point.service for point in load} == {"chat"}
+    assert load[-1].ongoing == 0.0

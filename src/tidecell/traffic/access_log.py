@@ -107,7 +107,7 @@ Entry = tuple[
 
 
 class AccessLog:
-    """Appends lines to ``path`` and rotates it by size: ``path.1`` is the newest of the old ones.
+    """Appends lines, or structs of another log, to ``path``; rotates it by size: ``path.1`` is the newest old one.
 
     Args:
         path: The file; opened at the first line.
@@ -119,15 +119,15 @@ class AccessLog:
         self._path = path
         self._max_bytes = max_bytes
         self._num_kept = num_kept
-        self._lines: list[Line | Entry] = []
+        self._lines: list[msgspec.Struct | Entry] = []
         self._fd = -1
         self._size_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._encode = msgspec.json.Encoder().encode_lines
-        self._recent: deque[Line | Entry] = deque(maxlen=NUM_RECENT)
+        self._recent: deque[msgspec.Struct | Entry] = deque(maxlen=NUM_RECENT)
         self.num_lost = 0
 
-    def write(self, line: Line | Entry) -> None:
+    def write(self, line: msgspec.Struct | Entry) -> None:
         """Take a line, or what one is made of; it is in the file at the latest ``FLUSH_S`` later."""
         self._lines.append(line)
         self._recent.append(line)
@@ -138,10 +138,12 @@ class AccessLog:
 
     def find(self, request_id: str) -> Line | None:
         """Return the line of one of the newest requests; None: it is older, or was never here."""
-        raw = request_id.encode()
-        for line in reversed(self._recent):
-            if (line.id == request_id) if isinstance(line, Line) else (line[1] == raw):
-                return _line(line, time.time() - time.monotonic())
+        raw, wall_s = request_id.encode(), time.time() - time.monotonic()
+        for entry in reversed(self._recent):
+            if isinstance(entry, tuple) and entry[1] == raw:
+                return _line(entry, wall_s)
+            if isinstance(entry, Line) and entry.id == request_id:
+                return entry
         return None
 
     def flush(self) -> None:
@@ -154,7 +156,9 @@ class AccessLog:
         lines, self._lines = self._lines, []
         wall_s = time.time() - time.monotonic()
         try:
-            self._append(self._encode([_line(line, wall_s) for line in lines]))
+            self._append(
+                self._encode([_line(line, wall_s) if isinstance(line, tuple) else line for line in lines])
+            )
         except OSError:
             self.num_lost += len(lines)
 
@@ -198,10 +202,8 @@ def find_line(path: Path, request_id: str) -> Line | None:
     return None
 
 
-def _line(entry: Line | Entry, wall_s: float) -> Line:
+def _line(entry: Entry, wall_s: float) -> Line:
     """Return the line; ``wall_s`` is what the wall clock is ahead of the monotonic one."""
-    if isinstance(entry, Line):
-        return entry
     at_s, request_id, service, model, endpoint, method, target, status, stream, ttft_ms, duration_ms = entry[
         :11
     ]

@@ -55,6 +55,7 @@ from tidecell.traffic.request import Limits, Request
 from tidecell.traffic.stats import RouterStats, ServiceStats
 from tidecell.traffic.table import EMPTY, Table, check_order, decode, encode
 from tidecell.traffic.tls import Certificates, Pair
+from tidecell.traffic.trace import RecordedAdmission, Recorder
 
 BACKLOG = 2048
 BUSY_SWEEP_S = 0.25
@@ -70,9 +71,10 @@ class Router:
         home: The cell's directory.
         limits: Times and sizes.
         rng: Source of the balancer's choices.
+        traces: Requests are recorded, see ``trace``.
     """
 
-    def __init__(self, home: Path, limits: Limits, rng: Random) -> None:
+    def __init__(self, home: Path, limits: Limits, rng: Random, traces: bool = False) -> None:
         self.now = time.monotonic
         self.loop = asyncio.get_running_loop()
         self.limits = limits
@@ -81,6 +83,7 @@ class Router:
         self._dir = home / "router"
         self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.log = AccessLog(self._dir / "access.jsonl")
+        self._recorder = Recorder(self._dir / "trace.jsonl", self.now()) if traces else None
         self.table = _load(self._dir / "table.json")
         self._rng = rng
         self.fleet = Fleet(rng, self.now)
@@ -159,6 +162,8 @@ class Router:
         if self._sweep is not None:
             self._sweep.cancel()
         self.log.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     async def _until_quiet(self, within_s: float) -> None:
         deadline_s = self.now() + within_s
@@ -169,7 +174,10 @@ class Router:
 
     def _make_policies(self, table: Table, previous: TrafficPolicies | None) -> TrafficPolicies:
         offset_s = time.time() - self.now()
-        return TrafficPolicies(table, self._rng, previous, offset_s, self._is_ready)
+        policies = TrafficPolicies(table, self._rng, previous, offset_s, self._is_ready)
+        if self._recorder is not None:
+            policies.admission = RecordedAdmission(policies.traffic, self._recorder)
+        return policies
 
     def _is_ready(self, name: str) -> bool:
         service = self.find(name)
@@ -380,6 +388,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("HOST", "CERT", "KEY"),
         help="certificate for clients that ask for this host; may be repeated",
     )
+    parser.add_argument("--trace", action="store_true", help="record requests in DIR/router/trace.jsonl")
     parser.add_argument("--reuse-port", action="store_true", help="share the port with other routers")
     parser.add_argument("--control", type=Path, required=True, help="path of the control socket")
     defaults = Limits()
@@ -404,7 +413,7 @@ def _certificates(arguments: argparse.Namespace, now: Callable[[], float]) -> ss
 async def serve(arguments: argparse.Namespace) -> None:
     """Run the router until it is told to stop."""
     limits = Limits(**{name: getattr(arguments, name) for name in Limits.__struct_fields__})
-    router = Router(arguments.home, limits, Random())
+    router = Router(arguments.home, limits, Random(), arguments.trace)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         router.loop.add_signal_handler(number, stop.set)
