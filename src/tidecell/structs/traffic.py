@@ -325,6 +325,7 @@ class TrafficPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
         outlier: When a replica is left out.
         breaker: When the service is left alone; None: never.
         overload: Limits, queue and criticality; None: no limit but the queue's.
+        hedge: When a slow request is sent to a second replica as well; None: never.
     """
 
     balance: Balance = "power-of-two"
@@ -335,3 +336,4 @@ class TrafficPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     outlier: OutlierPolicy = OutlierPolicy()
     breaker: BreakerPolicy | None = None
     overload: OverloadPolicy | None = None
+    hedge: HedgePolicy | None = None

@@ -50,6 +50,13 @@ _PARTS: dict[str, tuple[Bound, ...]] = {
         ("max_in_flight", *_NOT_NEGATIVE),
     ),
     "overload": (("max_queue", *_NOT_NEGATIVE), ("deadline_s", *_NOT_NEGATIVE)),
+    "hedge": (
+        ("quantile", lambda v: 0.0 < v < 1.0, "above 0 and below 1"),
+        ("share", *_SHARE),
+        ("burst", *_COUNT),
+        ("least_s", *_POSITIVE),
+        ("min_samples", *_COUNT),
+    ),
     "affinity": (("header", bool, "a header's name"), ("slack", *_NOT_NEGATIVE)),
 }
 _CONCURRENCY: tuple[Bound, ...] = (

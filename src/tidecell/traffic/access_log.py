@@ -107,7 +107,7 @@ Entry = tuple[
 
 
 class AccessLog:
-    """Appends lines, or structs of another log, to ``path``; rotates it by size: ``path.1`` is the newest old one.
+    """Appends lines, or structs of another log, to ``path``; rotates it by size: ``path.1`` is next.
 
     Args:
         path: The file; opened at the first line.

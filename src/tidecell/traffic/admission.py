@@ -17,7 +17,7 @@ from tidecell.traffic.fair_queue import CRITICALITIES, HEADER, criticality
 from tidecell.traffic.limits import Ledger, Refused, Reservation, actual_tokens, estimate_tokens
 from tidecell.traffic.policy import ADMIT, Decision, End, Facts
 from tidecell.traffic.replies import error
-from tidecell.traffic.rules import Asked, Routed, Rules
+from tidecell.traffic.rules import Asked, Routed, Rules, model_at, model_of
 from tidecell.traffic.table import Route, Table
 
 DEADLINE_HEADER = b"x-tide-deadline-ms"
@@ -62,6 +62,7 @@ class TrafficAdmission:
         """Take over a new table; counts, open requests and breakers are kept."""
         self.ledger.update(table.tenants, table.routers)
         self._has_tenants = bool(table.tenants)
+        self._aliases = table.aliases
         self._rules = Rules(table.rules, dict(table.aliases)) if table.rules else None
         self._routes: dict[str, Route] = {route.service: route for route in table.routes}
         self._overload = {r.service: r.traffic.overload for r in table.routes if r.traffic.overload}
@@ -108,17 +109,19 @@ class TrafficAdmission:
             self._tickets[id(facts)] = Ticket(reservation, breaker, routed, service)
             if breaker is not None:
                 self._under_way[service] = self._under_way.get(service, 0) + 1
-        if routed is None and overload is None:
+        renamed = self._renamed(facts, service) if routed is not None or self._aliases else ""
+        if routed is None and overload is None and not renamed:
             return ADMIT
         changed = "" if service == facts.service else service
         shadow, why = ("", "") if routed is None else (routed.shadow, _why(routed))
         if overload is None:
-            return Decision(service=changed, shadow=shadow, why=why)
+            return Decision(service=changed, shadow=shadow, why=why, model=renamed)
         tenant = self.ledger.tenant_of.get(facts.key)
         name = facts.key if tenant is None else tenant.name
         weight = overload.tenant_weights.get(name, 1.0 if tenant is None else tenant.weight)
+        told = "" if facts.head.get(HEADER) == CRITICALITIES[level].encode() else CRITICALITIES[level]
         cost = float(estimate_tokens(facts.body_bytes, facts.max_tokens))
-        return Decision(None, changed, shadow, level, deadline_s, name, cost, weight, why)
+        return Decision(None, changed, shadow, level, deadline_s, name, cost, weight, why, renamed, told)
 
     def settle(self, facts: Facts, end: End, now_s: float) -> None:
         """Note the end of an admitted request; a second time has no effect."""
@@ -162,6 +165,14 @@ class TrafficAdmission:
             header=lambda name: head.get(name.lower().encode()).decode("latin-1"),
         )
         return rules.route(asked, self._can_serve)
+
+    def _renamed(self, facts: Facts, service: str) -> str:
+        """Return what the body must name instead: an alias means nothing to a replica."""
+        route = self._routes.get(service)
+        if not facts.model or not facts.body or route is None:
+            return ""
+        name = model_at(route.models, model_of(self._aliases, facts.model))
+        return "" if name == facts.model else name
 
     def _can_serve(self, service: str) -> bool:
         breaker = self._breakers.get(service)

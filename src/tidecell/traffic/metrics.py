@@ -30,6 +30,8 @@ def _families(stats: RouterStats) -> Iterator[tuple[str, str, str, Iterable[Samp
     yield "requests_total", "counter", "Finished requests by outcome.", _by_outcome(stats)
     yield "choices_total", "counter", "Choices of a replica by reason.", _choices(stats)
     yield "retries_total", "counter", "Attempts beyond the first.", _each(stats, "retries_total")
+    yield "hedges_total", "counter", "Second attempts for slowness.", _each(stats, "hedges_total")
+    yield "hedges_won_total", "counter", "Of those, answered first.", _each(stats, "hedges_won_total")
     yield "in_flight", "gauge", "Requests at a replica.", _each(stats, "in_flight")
     yield "queued", "gauge", "Requests waiting for a replica.", _each(stats, "queued")
     yield "tokens_in_total", "counter", "Prompt tokens as reported.", _each(stats, "tokens_in_total")

@@ -59,6 +59,8 @@ class Decision(msgspec.Struct, frozen=True):
         cost: What it takes of its tenant's share.
         weight: Its tenant's share beside others'.
         why: How it got to its service, for the access log: ``canary beta``; empty: directly.
+        model: The replica is asked for this model instead; empty: for the one that the body names.
+        criticality: The replica is told this level; empty: what the client said, if anything.
     """
 
     refusal: Reply | None = None
@@ -70,6 +72,8 @@ class Decision(msgspec.Struct, frozen=True):
     cost: float = 1.0
     weight: float = 1.0
     why: str = ""
+    model: str = ""
+    criticality: str = ""
 
 
 ADMIT = Decision()

@@ -82,6 +82,8 @@ class ServiceStats(msgspec.Struct, frozen=True):
         tokens_in_total: Prompt tokens, from the ``usage`` that replicas reported.
         tokens_out_total: Completion tokens, likewise.
         choices_total: Choices of a replica, by the policy's word for the reason (docs/router-policies.md).
+        hedges_total: Requests that were sent a second time for being slow.
+        hedges_won_total: Of those, answered first by the second replica.
         tokens_cached_total: Prompt tokens that replicas reported as cached.
         refused_total: Requests for it that were not admitted (limits, breaker, deadline), by reason.
         duration: From admission to the last byte, of answers that arrived in full.
@@ -104,6 +106,8 @@ class ServiceStats(msgspec.Struct, frozen=True):
     tokens_in_total: int = 0
     tokens_out_total: int = 0
     choices_total: dict[str, int] = {}
+    hedges_total: int = 0
+    hedges_won_total: int = 0
     tokens_cached_total: int = 0
     refused_total: dict[str, int] = {}
     duration: HistogramStats = HistogramStats()
