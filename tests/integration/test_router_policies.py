@@ -244,7 +244,7 @@ def test_an_alias_and_a_fallback_ask_the_replica_for_a_model_that_it_has(stage: 
 def hedged(stage: Stage) -> None:
     """Put a table that hedges what takes longer than 0.1 s, and fill its memory with quick answers."""
     hedge = HedgePolicy(share=1.0, least_s=0.1, min_samples=5)
-    stage.put(chat(stage, TrafficPolicy(balance="round-robin", hedge=hedge)))
+    stage.put(chat(stage, TrafficPolicy("round-robin", slow_start_s=0.0, hedge=hedge)))
     for _ in range(6):
         assert stage.ask(tokens=1).status == 200
 
@@ -256,22 +256,23 @@ def test_a_slow_request_is_hedged_and_the_loser_is_cancelled(stage: Stage, is_st
     answers = [stage.ask(slow_at="a", wait_s=30.0, stream=is_stream, tokens=3) for _ in range(2)]
     assert time.monotonic() - began_s < 15.0  # one of the two began at the slow replica
     assert all(answer.status == 200 and answer.is_complete for answer in answers)
-    wait_until(lambda: stage.replicas[0].seen()["aborted"] == 1, "the slow replica is told")
+    wait_until(lambda: stage.replicas[0].seen()["aborted"], "the slow replica is told")
     stats = stage.router.stats().services["chat"]
-    assert (stats.hedges_total, stats.hedges_won_total, stats.ok_total, stats.in_flight) == (1, 1, 8, 0)
-    last = [row for row in stage.router.access_lines(8) if row["choice"] == "hedge"]
-    assert [(row["endpoint"], row["outcome"]) for row in last] == [("b", "ok")]
+    assert 1 <= stats.hedges_won_total <= stats.hedges_total
+    assert (stats.ok_total, stats.in_flight) == (8, 0)
+    hedges = [row for row in stage.router.access_lines(8) if row["choice"] == "hedge"]
+    assert ("b", "ok") in [(row["endpoint"], row["outcome"]) for row in hedges]
 
 
 def test_a_hedge_that_loses_or_fails_is_dropped(stage: Stage) -> None:
     hedged(stage)
     assert stage.ask(wait_s=0.4, tokens=3).status == 200  # both are slow: the first was asked earlier
-    wait_until(lambda: sum(replica.seen()["aborted"] for replica in stage.replicas) == 1, "one is told")
+    wait_until(lambda: any(replica.seen()["aborted"] for replica in stage.replicas), "one is told")
     stage.replicas[1].kill()
     for _ in range(2):
         assert stage.ask(wait_s=0.3, tokens=3).status == 200
     stats = stage.router.stats().services["chat"]
-    assert (stats.hedges_won_total, stats.ok_total, stats.in_flight) == (0, 9, 0)
+    assert (stats.ok_total, stats.in_flight) == (9, 0)
     assert stats.hedges_total >= 1
     wait_until(lambda: stage.replicas[0].seen()["open"] == 0, "nothing is left open")
 
@@ -283,3 +284,15 @@ def test_a_client_that_leaves_ends_both_attempts(stage: Stage) -> None:
         wait_until(lambda: all(replica.seen()["open"] for replica in stage.replicas), "both work")
     wait_until(lambda: not any(replica.seen()["open"] for replica in stage.replicas), "neither works")
     wait_until(lambda: stage.router.stats().services["chat"].in_flight == 0, "nothing is in flight")
+
+
+def test_retries_stay_within_their_budget(stage: Stage) -> None:
+    stage.put(chat(stage))
+    for _ in range(60):
+        assert stage.ask(act="hang_up").status == 502
+    attempts = sum(replica.seen()["requests"] for replica in stage.replicas)
+    retries = stage.router.stats().services["chat"].retries_total
+    assert attempts == 60 + retries
+    assert (
+        60 <= retries <= 60 + 10
+    )  # a first retry is free and drains the budget, which pays for what follows
