@@ -17,6 +17,7 @@ from tidecell.cell.journal import Journal
 from tidecell.cell.state import encode_state
 from tidecell.client.client import Client
 from tidecell.client.routing_views import NewKey, RoutingView
+from tidecell.sim.requests import load_of, read_requests
 from tidecell.structs.errors import NotFoundError, RefusedError
 from tidecell.structs.job import JobSpec, Kind, Probes, Replicas
 from tidecell.structs.resources import Resources
@@ -235,3 +236,26 @@ def _routers(cell) -> list[int]:
         if b"tidecell.traffic.router" in words and str(cell.home.path).encode() in words:
             found.append(int(path.parent.name))
     return found
+
+
+def test_a_cell_records_its_requests_and_the_simulator_takes_them_as_load(
+    stopped_cell, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    client = stopped_cell.up("--cpu", "2", "--trace-requests")
+    client.submit(_service("chat", "m"))
+    client.wait("chat", "ready", timeout_s=20)
+    ask = Asker(client)
+    assert ask(client.token).status_code == 200
+    ask.http.close()
+    trace = stopped_cell.home / "router" / "trace.jsonl"
+    wait_until(lambda: trace.exists() and trace.read_bytes().count(b"\n") == 1)
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text(
+        "name,submit_s,duration_s,kind,replicas_min,replicas_max,scaling_target,cpu\nchat,0,60,service,1,4,1,1\n"
+    )
+    assert [point.service for point in load_of(read_requests(trace))][:1] == ["chat"]
+    stopped_cell.tide("sim", "--trace", str(jobs), "--machines", "2:cpu=4,memory=8GB", "--load", str(trace))
+    again = stopped_cell.tide(
+        "sim", "--trace", str(jobs), "--machines", "2:cpu=4,memory=8GB", "--load", str(jobs), check=False
+    )
+    assert again.returncode != 0  # a table without the columns of a load file is still refused
