@@ -1,6 +1,6 @@
 """Prefix reuse: the Mooncake trace replayed over 8 replicas, by policy.
 
-    python benchmarks/prefix_reuse.py [--replicas 8] [--capacity 0] [--rate 10000] [--policies ...]
+    python benchmarks/prefix_reuse.py [--replicas 8] [--capacity 0] [--policies ...] [--trace FILE]
 
 Reads ``llm/mooncake_synthetic_trace.parquet`` below ``TIDECELL_TRACES`` (default ``../shared/traces``),
 whose ``hash_ids`` are blocks of 512 tokens; skips with a message where it is absent. One JSON object per
@@ -29,6 +29,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
+
+from tidecell.sim.requests import read_requests
 from tidecell.structs.traffic import PrefixPolicy
 from tidecell.traffic.balance import Load, RoundRobin, least_outstanding, least_tokens
 from tidecell.traffic.prefix import Held, PrefixBalancer
@@ -171,11 +174,17 @@ def main() -> int:
         "--rate", type=float, default=10_000.0, help="prompt tokens a replica computes a second"
     )
     parser.add_argument("--policies", default=",".join(NAMES))
+    parser.add_argument("--trace", type=Path, help="requests that a router recorded, instead of Mooncake's")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.policies.split(",") if name not in NAMES]
     if unknown:
         print(f"error: no policy {unknown[0]!r}; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
+    if arguments.trace is not None:
+        rows = [msgspec.to_builtins(row) for row in read_requests(arguments.trace)]
+        for name in arguments.policies.split(","):
+            print(json.dumps(replay(rows, name, arguments)), flush=True)
+        return 0
     path = trace_path()
     if not path.exists():
         print(f"skipped: no {path.name} (set TIDECELL_TRACES; from kvcache-ai/Mooncake)", file=sys.stderr)

@@ -79,7 +79,7 @@ class Replica:
     ) -> bool:
         if path == "/seen":
             return await send(writer, 200, json.dumps(SEEN).encode(), head)
-        if path.startswith("/echo"):
+        if path.startswith("/echo") or path == "/v1/echo":
             return await send(writer, 200, head + body, head)
         if path == "/ws":
             return await self.tunnel(reader, writer)
@@ -111,7 +111,7 @@ class Replica:
             await asyncio.gather(gone, return_exceptions=True)
 
     async def work(self, ask: dict, head: bytes, writer: asyncio.StreamWriter) -> bool:
-        await asyncio.sleep(ask.get("wait_s", 0))
+        await asyncio.sleep(ask.get("wait_s", 0) if ask.get("slow_at", self.name) == self.name else 0)
         act, num_tokens = ask.get("act"), ask.get("tokens", 5)
         if act == "die":
             os._exit(9)

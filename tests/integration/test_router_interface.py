@@ -22,6 +22,7 @@ class Recorder:
     def __init__(self, decision: Decision = ADMIT) -> None:
         self.decision = decision
         self.calls: list[tuple] = []
+        self.reason = "always the first"
         self.reasons: dict[str, int] = {}
 
     def admit(self, facts: Facts, now_s: float) -> Decision:

@@ -42,6 +42,7 @@ from tidecell.structs.messages import (
     TaskStarted,
     TaskStopping,
 )
+from tidecell.structs.routing_messages import KeyCreated, KeyRevoked, RoutingSet
 
 
 def describe_event(event: Event) -> tuple[str, str]:
@@ -77,6 +78,13 @@ def _policy(e: PolicySet) -> str:
     return f"quota of {len(e.policy.teams)} teams set: {names}" if names else "quota set, without teams"
 
 
+def _routing(e: RoutingSet) -> str:
+    if e.routing is None:
+        return "routing taken back to defaults"
+    counts = ((len(getattr(e.routing, noun)), noun) for noun in ("aliases", "rules", "tenants"))
+    return f"routing set: {', '.join(f'{count} {noun}' for count, noun in counts)}"
+
+
 def _accepted(e: JobAccepted) -> str:
     if e.spec.schedule is not None:
         return f"accepted: runs at '{e.spec.schedule.cron}' ({e.spec.schedule.timezone})"
@@ -106,6 +114,9 @@ _WORDS: dict[type[Event], Callable[[Any], str]] = {
         f"machine {e.name} is gone" + (", as many others; its tasks wait for it" if e.release_s else "")
     ),
     PolicySet: lambda e: _policy(e),
+    RoutingSet: lambda e: _routing(e),
+    KeyCreated: lambda e: f"key {e.key.name} of tenant {e.tenant} created",
+    KeyRevoked: lambda e: f"key {e.name} of tenant {e.tenant} revoked",
     JobAccepted: _accepted,
     JobHeld: lambda e: "held back",
     JobReleased: lambda e: "released",

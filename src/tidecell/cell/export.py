@@ -27,6 +27,7 @@ _BLANK: dict[str, Any] = {
     "desired_why": "",
     "address": "127.0.0.1",
     "models": [],
+    "routing": None,
 }
 
 

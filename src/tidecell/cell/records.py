@@ -12,6 +12,7 @@ from tidecell.structs.machine import MachineSpec
 from tidecell.structs.messages import Claim, JobStopping, TaskRef
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import Policy
+from tidecell.structs.traffic import Routing
 
 
 @dataclass(slots=True)
@@ -238,6 +239,7 @@ class CellState:
     live_uids: dict[str, None] = field(default_factory=dict)  # insertion-ordered set
     finished_uids: deque[str] = field(default_factory=deque)
     policy: Policy | None = None
+    routing: Routing | None = None
 
     def __post_init__(self) -> None:
         """Index what is there."""

@@ -14,6 +14,7 @@ import msgspec
 
 from tidecell.cell.records import CellState, Drain, Job, Machine, Notice, Rollout, Task, Version
 from tidecell.cell.revisions import LIFECYCLE_APPLY
+from tidecell.cell.routing import ROUTING_APPLY
 from tidecell.cell.slots import LOOKAHEAD, open_items, resize, set_desired, trim
 from tidecell.structs.errors import InvariantError
 from tidecell.structs.job import ACTIVE, TERMINAL, TRANSITIONS, Cause, TaskState
@@ -45,6 +46,7 @@ from tidecell.structs.messages import (
 )
 from tidecell.structs.resources import Resources
 from tidecell.structs.tenant import Policy
+from tidecell.structs.traffic import Routing
 
 MAX_FINISHED = 2000  # finished runs kept in memory and in snapshots; the journal keeps all
 STORY_LENGTH = 12
@@ -342,6 +344,7 @@ _APPLY: dict[type[Event], Any] = {
     Claimed: _claimed,
     ClaimDropped: _claim_dropped,
     **LIFECYCLE_APPLY,
+    **ROUTING_APPLY,
 }
 
 
@@ -360,6 +363,7 @@ def encode_state(state: CellState) -> bytes:
             "live": list(state.live_uids),
             "finished": list(state.finished_uids),
             "policy": state.policy,
+            "routing": state.routing,
         },
         order="deterministic",
     )
@@ -376,6 +380,7 @@ class _Stored(msgspec.Struct):
     live: list[str]
     finished: list[str]
     policy: Policy | None = None
+    routing: Routing | None = None
     drains: dict[str, Drain] = {}
 
 
@@ -398,6 +403,7 @@ def decode_state(body: bytes) -> CellState:
         live_uids=dict.fromkeys(stored.live),
         finished_uids=deque(stored.finished),
         policy=stored.policy,
+        routing=stored.routing,
     )
 
 

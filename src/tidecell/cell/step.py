@@ -21,6 +21,7 @@ from tidecell.cell.endings import task_ended
 from tidecell.cell.losses import give_up_held, lost_tasks, release_at
 from tidecell.cell.quota import begin_periods, check_priority, check_quota
 from tidecell.cell.resizing import check_in_place, plan_resize, resize_command, resize_commands
+from tidecell.cell.routing import decide_routing
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.cell.verify import verify_plan
 from tidecell.cell.versions import earlier, restored, revise, spec_of
@@ -75,6 +76,7 @@ from tidecell.structs.messages import (
     TaskUp,
     Tick,
 )
+from tidecell.structs.routing_messages import KeyProposed, KeyRevokeRequested, RoutingProposed
 
 
 @dataclass
@@ -403,6 +405,10 @@ def _policy(state: CellState, message: PolicyProposed, now_s: float) -> Decision
     return Decision([PolicySet(policy)], touched=set())
 
 
+def _routing(state: CellState, message: Input, now_s: float) -> Decision:
+    return Decision(decide_routing(state, message, now_s), touched=set())
+
+
 def _drain(state: CellState, message: DrainRequested, now_s: float) -> Decision:
     return Decision(request_drain(state, message, now_s), touched=None)
 
@@ -441,6 +447,9 @@ _STEP: dict[type[Input], Callable[[CellState, Any, float], Decision]] = {
     ReplicaDrained: _drained,
     PlanProposed: _plan,
     PolicyProposed: _policy,
+    RoutingProposed: _routing,
+    KeyProposed: _routing,
+    KeyRevokeRequested: _routing,
     Tick: _tick,
     SpecChanged: _spec_changed,
     RollbackRequested: _rollback,

@@ -41,6 +41,9 @@ from tidecell.structs.resources import format_bytes, format_cpu
     metavar="TIME|forever",
     help="How long the event log goes back (default: as before, at first 90d).",
 )
+@click.option(
+    "--trace-requests", is_flag=True, help="The router records sizes and times of requests (docs/router.md)."
+)
 @click.option("--debug", is_flag=True, help="Check all invariants after every step.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def up(
@@ -54,6 +57,7 @@ def up(
     holds: tuple[str, ...],
     interruption: str,
     keep_events: str,
+    trace_requests: bool,
     debug: bool,
     as_json: bool,
 ) -> None:
@@ -73,7 +77,13 @@ def up(
         holds=holds,
         interruption=interruption,
         keep_events_s=_keep_events(keep_events) if keep_events else before.keep_events_s,
+        trace_requests=trace_requests,
     )
+    if was_up and trace_requests and not before.trace_requests:
+        raise TidecellError(
+            "--trace-requests: the cell is up already and its router records nothing",
+            "tide down, then tide up with it; tasks start again",
+        )
     if was_up and keep_events and config.keep_events_s != before.keep_events_s:
         raise TidecellError(
             f"--keep-events {keep_events}: the cell is up already and keeps them as before",

@@ -27,10 +27,11 @@ from tidecell.cli.show import (
     waits_text,
 )
 from tidecell.client.client import Client
+from tidecell.client.routing_views import RouteWhy
 from tidecell.client.schema import parse_priority, parse_replicas
 from tidecell.client.units import parse_cpu, parse_duration, parse_size
-from tidecell.client.views import CellStatus, JobStatus
-from tidecell.structs.errors import TidecellError
+from tidecell.client.views import CellStatus, JobStatus, WhyView
+from tidecell.structs.errors import NotFoundError, TidecellError
 from tidecell.structs.resources import format_bytes, format_cpu
 
 T = TypeVar("T")
@@ -235,16 +236,46 @@ def _size_fact(job: JobStatus) -> tuple[str, str]:
 @click.command()
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def why(name: str, as_json: bool) -> None:
-    """Say why a job waits: reasons, who holds what it needs, and changes that would let it start now."""
+@click.option("--route", is_flag=True, help="Ask the router only: a service, a model or a request's id.")
+def why(name: str, as_json: bool, route: bool) -> None:
+    """Say why a job waits, or where a service's requests go.
+
+    Of a job: reasons, who holds what it needs, and changes that would let it start now. Of a service, a model
+    or a request (x-request-id): each replica's state and why it is chosen or not, and what was shed.
+    """
+    from tidecell.cli.route_why import render_route_why
     from tidecell.scheduler.explain import render_why
 
     with Client.from_home() as client:
-        view = client.why(name)
+        view = None if route else _why_job(client, name)
+        routed = client.route_why(name) if view is None else _why_service(client, name)
     if as_json:
-        print_json(view)
-    else:
+        print_json(view or routed)
+        return
+    if view is not None:
         click.echo(render_why(view, time.time()))
+    if routed is not None:
+        click.echo("\n".join(render_route_why(routed)))
+
+
+def _why_job(client: Client, name: str) -> WhyView | None:
+    """Return why a job waits; None: there is no such job, so the name may be one that the router knows."""
+    try:
+        return client.why(name)
+    except NotFoundError as error:
+        try:
+            client.route_why(name)
+        except TidecellError:
+            raise error from None
+        return None
+
+
+def _why_service(client: Client, name: str) -> RouteWhy | None:
+    """Return what the router says of a job that is a service; None: it is none, or the router is away."""
+    try:
+        return client.route_why(name)
+    except TidecellError:
+        return None
 
 
 @click.command()

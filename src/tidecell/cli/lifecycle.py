@@ -58,7 +58,8 @@ def _services(home: Home, config: Config) -> list[wire.Supervise]:
     python, path = sys.executable, str(home.path)
     control = (python, "-m", "tidecell.server", "--home", path)
     router = (python, "-m", "tidecell.traffic.router", "--home", path, "--host", config.host)
-    ports = ("--port", str(config.router_port), "--control", str(home.socket_path("router")))
+    ports: tuple[str, ...] = ("--port", str(config.router_port), "--control", str(home.socket_path("router")))
+    ports += ("--trace",) if config.trace_requests else ()
     listen = (config.host, config.router_port)
     return [wire.Supervise("control", control), wire.Supervise("router", (*router, *ports), listen)]
 

@@ -39,6 +39,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "prio": ("tidecell.cli.jobs", "prio", "Change a job's priority"),
     "usage": ("tidecell.cli.usage", "usage", "Show who held how much, and what it costs"),
     "quota": ("tidecell.cli.quota", "quota", "Show or set what teams may use"),
+    "route": ("tidecell.cli.route", "route", "Show or set where requests go, and who may send how many"),
+    "key": ("tidecell.cli.key", "key", "Create, list and revoke keys of tenants"),
     "history": ("tidecell.cli.versions", "history", "List a job's versions"),
     "rollback": ("tidecell.cli.versions", "rollback", "Bring an earlier version of a job back"),
     "promote": ("tidecell.cli.versions", "promote", "Let an update go on from its canaries"),

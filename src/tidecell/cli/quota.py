@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tidecell.cli.show import err, out, print_json, print_table
+from tidecell.cli.show import NamesToo, err, out, print_json, print_table
 from tidecell.client.client import Client
 from tidecell.client.policy import parse_policy
 from tidecell.client.policy_diff import describe_change
@@ -17,17 +17,7 @@ from tidecell.structs.errors import NotFoundError, TidecellError
 from tidecell.structs.tenant import Policy, describe_amounts
 
 
-class _TeamsToo(click.Group):
-    """A group whose unknown words are names of teams: ``tide quota vision``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        words = [a for a in args if not a.startswith("-")]
-        if "--help" not in args and "-h" not in args and (not words or words[0] not in self.commands):
-            args = ["show", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_TeamsToo, no_args_is_help=False)
+@click.group(cls=NamesToo, no_args_is_help=False)
 def quota() -> None:
     """Show what teams may use and do use; `tide quota TEAM` one of them.
 

@@ -35,6 +35,17 @@ _STYLES = {
 }
 
 
+class NamesToo(click.Group):
+    """A group with ``show``, whose unknown words are names to show: ``tide quota vision``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``show`` before what is no command."""
+        words = [a for a in args if not a.startswith("-")]
+        if "--help" not in args and "-h" not in args and (not words or words[0] not in self.commands):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON, one document, two spaces."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

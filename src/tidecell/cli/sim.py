@@ -13,7 +13,7 @@ from tidecell.sim.plots import check_picture, draw_figures, draw_packing
 from tidecell.sim.recorder import Recorder
 from tidecell.sim.report import Figures, Spread, figures_of
 from tidecell.sim.trace import check_format, detect_format, has_times, read_fleet, read_workload
-from tidecell.sim.workload import Behaviour
+from tidecell.sim.workload import Behaviour, LoadPoint
 from tidecell.sim.world import World
 from tidecell.structs.errors import DataError, TidecellError
 
@@ -151,6 +151,15 @@ def _duration(text: str, flag: str) -> float:
         raise TidecellError(f"{flag}: {error.message}", error.hint) from error
 
 
+def _read_load(path: Path) -> list[LoadPoint]:
+    """Return the load in a file: a table, or the requests that a router recorded."""
+    from tidecell.sim.requests import is_request_trace, load_of, read_requests
+    from tidecell.sim.simple import read_load
+    from tidecell.sim.table import read_table
+
+    return load_of(read_requests(path)) if is_request_trace(path) else read_load(read_table(path))
+
+
 def run_trace(
     trace: str,
     machines: str | None,
@@ -162,7 +171,6 @@ def run_trace(
     behaviour: Behaviour,
 ) -> Figures:
     """Simulate a trace in time; return its figures."""
-    from tidecell.sim.simple import read_load
     from tidecell.sim.table import read_table
 
     table = read_table(Path(trace))
@@ -172,7 +180,7 @@ def run_trace(
             f"{trace} says nothing of machines", "give --machines FILE, or --machines 250:cpu=64,memory=512GB"
         )
     fleet = read_fleet(machines)
-    points = tuple(read_load(read_table(Path(load)))) if load else ()
+    points = tuple(_read_load(Path(load))) if load else ()
     if not has_times(table, fmt):
         raise DataError(
             f"{trace} does not say how long its jobs run", "add a column duration_s (docs/sim.md)"

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -21,6 +22,7 @@ from tidecell.client.account_views import UsageView
 from tidecell.client.home import Home
 from tidecell.client.listing_views import AllocStatus, Me, ScheduleStatus
 from tidecell.client.quota_views import Change, QuotaStatus
+from tidecell.client.routing_views import KeyStatus, NewKey, RouteWhy, RoutingView
 from tidecell.client.views import (
     CellStatus,
     DrainBody,
@@ -49,6 +51,7 @@ from tidecell.structs.errors import (
 )
 from tidecell.structs.job import JobSpec, Priority, Replicas
 from tidecell.structs.tenant import Policy
+from tidecell.structs.traffic import Routing
 
 T = TypeVar("T")
 
@@ -219,6 +222,40 @@ class Client:
         """Return who held how much from one moment to another; ``by`` is of team, band, job, user."""
         query = {"by": by, "since": repr(since_s), "every": every_s or None}
         return self._get("/v1/usage", UsageView, until=None if until_s is None else repr(until_s), **query)
+
+    # ------------------------------------------------------------------------------ routing
+
+    def routing(self) -> RoutingView:
+        """Return routes with their load, rules, and tenants with their limits, use and keys."""
+        return self._get("/v1/routing", RoutingView)
+
+    def routing_settings(self) -> Routing | None:
+        """Return aliases, rules and tenants as they were set; keys without their hashes."""
+        return msgspec.json.decode(self._call("GET", "/v1/routing/settings"), type=Routing | None)
+
+    def set_routing(self, routing: Routing) -> Change:
+        """Set aliases, rules and tenants; tenants that stay keep their keys. Returns what that changed."""
+        return msgspec.json.decode(self._call("PUT", "/v1/routing/settings", routing), type=Change)
+
+    def route_why(self, name: str) -> RouteWhy:
+        """Return why a service's replicas are chosen or not, or what became of a request.
+
+        Args:
+            name: A service, one of its models, or a request's id.
+
+        Raises:
+            NotFoundError: The router knows none of that name.
+        """
+        return self._get(f"/v1/routing/why/{quote(name, '')}", RouteWhy)
+
+    def create_key(self, new: NewKey) -> KeyStatus:
+        """Give a tenant a key; the answer is the only one that holds its token."""
+        return msgspec.json.decode(self._call("POST", "/v1/routing/keys", new), type=KeyStatus)
+
+    def revoke_key(self, tenant: str, name: str) -> KeyStatus:
+        """End a key."""
+        raw = self._call("DELETE", f"/v1/routing/keys/{quote(tenant, '')}/{quote(name, '')}")
+        return msgspec.json.decode(raw, type=KeyStatus)
 
     # --------------------------------------------------------------------------------- jobs
 

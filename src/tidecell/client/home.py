@@ -41,6 +41,7 @@ class Config(msgspec.Struct, omit_defaults=True):
         holds: Datasets and packages that are on it.
         interruption: File or address where a notice stands when the machine will be taken away.
         keep_events_s: Events are kept for so long, 0: for ever.
+        trace_requests: The router records its requests, without what they say.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +55,7 @@ class Config(msgspec.Struct, omit_defaults=True):
     holds: tuple[str, ...] = ()
     interruption: str = ""
     keep_events_s: float = 90 * 86_400.0
+    trace_requests: bool = False
 
 
 class Home:

@@ -44,6 +44,8 @@ from tidecell.server.listings import SELECTION_QUERY, ListingsApi, Selection, nu
 from tidecell.server.logs import LogChunk, LogReader
 from tidecell.server.openapi import ErrorAnswer, ErrorBody, Operation, openapi_document
 from tidecell.server.questions import QuestionsApi
+from tidecell.server.routing_api import OPERATIONS as ROUTING_OPERATIONS
+from tidecell.server.routing_api import RoutingApi
 from tidecell.server.snapshot import OPERATIONS as SNAPSHOT_OPERATIONS
 from tidecell.server.snapshot import SnapshotApi
 from tidecell.server.users import OPERATIONS as USER_OPERATIONS
@@ -310,6 +312,7 @@ class Api:
             *LIFECYCLE_OPERATIONS,
             *SNAPSHOT_OPERATIONS,
             *LISTING_OPERATIONS,
+            *ROUTING_OPERATIONS,
         )
         return _json(openapi_document((*every, *USER_OPERATIONS)))
 
@@ -425,7 +428,7 @@ def make_app(control: ControlPlane) -> ASGIApp:
     """Return the API and the console as one application behind the gate."""
     api, users = Api(control), UsersApi(control.access, control.serving.follow)
     lifecycle, accounts = LifecycleApi(control, api.status), AccountsApi(control)
-    listings, questions = ListingsApi(control), QuestionsApi(control)
+    listings, questions, routing = ListingsApi(control), QuestionsApi(control), RoutingApi(control)
     handlers: dict[tuple[str, str], Handler] = {
         ("GET", "/v1/cell"): api.cell,
         ("GET", "/v1/machines"): api.machines,
@@ -450,6 +453,12 @@ def make_app(control: ControlPlane) -> ASGIApp:
         ("GET", "/v1/quota"): accounts.quota,
         ("GET", "/v1/quota/policy"): accounts.policy,
         ("PUT", "/v1/quota/policy"): accounts.set_policy,
+        ("GET", "/v1/routing"): routing.view,
+        ("GET", "/v1/routing/settings"): routing.settings,
+        ("PUT", "/v1/routing/settings"): routing.set,
+        ("GET", "/v1/routing/why/{name}"): routing.why,
+        ("POST", "/v1/routing/keys"): routing.create_key,
+        ("DELETE", "/v1/routing/keys/{tenant}/{name}"): routing.revoke_key,
         ("GET", "/v1/usage"): accounts.usage,
         ("GET", "/v1/events"): accounts.events,
         ("GET", "/v1/events/kinds"): listings.event_kinds,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from msgspec.structs import replace
+
 from tidecell.cell.state import CellState, Job, Task
 from tidecell.structs.job import TaskState
-from tidecell.structs.traffic import TrafficPolicy
+from tidecell.structs.traffic import Routing, Rule, TrafficPolicy
 from tidecell.traffic.table import Endpoint, Route, Table
 
 
@@ -23,7 +27,33 @@ def build_table(state: CellState, version: int, token_hashes: tuple[str, ...]) -
     """
     jobs = sorted((j for j in state.live_jobs() if j.spec.is_service), key=lambda j: j.uid)
     routes = tuple(_route(state, job) for job in jobs)
-    return Table(version=version, epoch=state.epoch, routes=routes, tokens=token_hashes)
+    routing = state.routing or Routing()
+    services = {route.service for route in routes}
+    keys = tuple(key.hash for tenant in routing.tenants for key in tenant.keys)
+    return Table(
+        version=version,
+        epoch=state.epoch,
+        routes=routes,
+        tokens=token_hashes + keys,
+        rules=tuple(rule_among(rule, services) for rule in routing.rules),
+        tenants=routing.tenants,
+        aliases=routing.aliases,
+    )
+
+
+def rule_among(rule: Rule, services: Collection[str]) -> Rule:
+    """Return a rule without the services that are not there now: one that went must not stop the rest."""
+    splits = tuple(split for split in rule.splits if split.service in services)
+    if not sum(split.weight for split in splits) > 0:
+        splits = ()
+    canary, shadow = rule.canary, rule.shadow
+    return replace(
+        rule,
+        splits=splits,
+        canary=canary if canary is not None and canary.service in services else None,
+        shadow=shadow if shadow is not None and shadow.service in services else None,
+        fallback=tuple(service for service in rule.fallback if service in services),
+    )
 
 
 def _route(state: CellState, job: Job) -> Route:

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from tidecell.capacity.autoscale import Autoscaler
 from tidecell.cell.state import CellState, Job
 from tidecell.server.routing import build_table, endpoint_id
@@ -17,9 +19,9 @@ from tidecell.structs.errors import CellUnreachable, TidecellError
 from tidecell.structs.job import Replicas, Scaling
 from tidecell.structs.messages import DesiredProposed, Input, ReplicaDrained
 from tidecell.telemetry import log_line
-from tidecell.traffic.control import RouterControl
+from tidecell.traffic.control import RouterControl, Why
 from tidecell.traffic.stats import RouterStats
-from tidecell.traffic.table import Table
+from tidecell.traffic.table import EMPTY, Table
 
 POLL_S = 0.5
 POLL_DRAINING_S = 0.05
@@ -28,7 +30,7 @@ RETRY_S = 0.2
 
 def _content(table: Table) -> tuple[object, ...]:
     """Everything but the version: two tables that agree in it serve alike."""
-    return (table.routes, table.epoch, table.tokens)
+    return (table.routes, table.epoch, table.tokens, table.rules, table.tenants, table.aliases)
 
 
 class Serving:
@@ -58,12 +60,16 @@ class Serving:
         self.stats: RouterStats | None = None
         self.services_seen = asyncio.Event()
 
+    def table(self) -> Table:
+        """Return the table that the router has or is about to get."""
+        return self._wanted or EMPTY
+
     def follow(self) -> None:
         """Look whether the cell's state asks for another table."""
         table = build_table(self._state(), self._version, self._token_hashes())
         if self._wanted is None or _content(table) != _content(self._wanted):
             self._version += 1
-            self._wanted = build_table(self._state(), self._version, table.tokens)
+            self._wanted = replace(table, version=self._version)
             self._changed.set()
         if table.routes:
             self.services_seen.set()
@@ -165,6 +171,15 @@ class Serving:
             known = (scaling, job.spec.replicas, scaler)
             self._scalers[job.uid] = known
         return known[2]
+
+    async def why(self, name: str) -> Why:
+        """Return what the router says of a service, a model, or a request by its id.
+
+        Raises:
+            NotFoundError: It knows none of that name.
+            CellUnreachable: It does not answer.
+        """
+        return await self._control.why(name)
 
     async def metrics(self) -> str:
         """Return the router's metrics as Prometheus text; empty while it does not answer."""

@@ -63,6 +63,7 @@ _NEEDS: tuple[tuple[str, str, Role], ...] = (
     ("*", "/v1/jobs", Role.MEMBER),
     ("GET", "/v1/", Role.VIEWER),
     ("*", "/v1/quota", Role.ADMIN),
+    ("*", "/v1/routing", Role.ADMIN),
     ("*", "/v1/machines", Role.OPERATOR),
     ("*", "/v1/", Role.OPERATOR),
 )

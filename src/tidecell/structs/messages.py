@@ -20,6 +20,7 @@ from tidecell.structs.message_base import Event as Event
 from tidecell.structs.message_base import Input as Input
 from tidecell.structs.message_base import TaskRef as TaskRef
 from tidecell.structs.resources import Resources
+from tidecell.structs.routing_messages import RoutingEvent, RoutingInput
 from tidecell.structs.tenant import Policy
 
 # --------------------------------------------------------------------------------------------------
@@ -212,6 +213,7 @@ AnyInput = (
     | PolicyProposed
     | Tick
     | LifecycleInput
+    | RoutingInput
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -431,6 +433,7 @@ AnyEvent = (
     | Claimed
     | ClaimDropped
     | LifecycleEvent
+    | RoutingEvent
 )
 
 # --------------------------------------------------------------------------------------------------

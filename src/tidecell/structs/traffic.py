@@ -179,11 +179,13 @@ class Key(msgspec.Struct, frozen=True, omit_defaults=True):
         name: For people; unique within the tenant.
         hash: SHA-256 (hex) of the token.
         limits: Of this key, beside those of its tenant.
+        created_s: When it was made, seconds since the epoch.
     """
 
     name: str
     hash: str
     limits: Limits = Limits()
+    created_s: float = 0.0
 
 
 class Tenant(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -273,6 +275,29 @@ class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
     shadow: Shadow | None = None
     fallback: tuple[str, ...] = ()
 
+    def services(self) -> list[str]:
+        """Return the services that it sends to, in the order of the fields."""
+        parts = [part.service for part in (self.canary, self.shadow) if part is not None]
+        return [split.service for split in self.splits] + parts + list(self.fallback)
+
+
+class Routing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is set for a cell's requests beside the services' own policies.
+
+    Attributes:
+        aliases: Other names of models.
+        rules: Where requests go otherwise than model, host or path say; the first that matches.
+        tenants: Who sends requests, with keys and limits.
+    """
+
+    aliases: dict[str, str] = {}
+    rules: tuple[Rule, ...] = ()
+    tenants: tuple[Tenant, ...] = ()
+
+    def services(self) -> set[str]:
+        """Return the services that rules send to."""
+        return {name for rule in self.rules for name in rule.services()}
+
 
 class Affinity(msgspec.Struct, frozen=True, omit_defaults=True):
     """What keeps a session at one replica.
@@ -300,6 +325,7 @@ class TrafficPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
         outlier: When a replica is left out.
         breaker: When the service is left alone; None: never.
         overload: Limits, queue and criticality; None: no limit but the queue's.
+        hedge: When a slow request is sent to a second replica as well; None: never.
     """
 
     balance: Balance = "power-of-two"
@@ -310,3 +336,4 @@ class TrafficPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
     outlier: OutlierPolicy = OutlierPolicy()
     breaker: BreakerPolicy | None = None
     overload: OverloadPolicy | None = None
+    hedge: HedgePolicy | None = None

@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from tidecell.structs.errors import RefusedError
-from tidecell.structs.traffic import Limits, Rule, Tenant, TrafficPolicy
+from tidecell.structs.traffic import Limits, Routing, Rule, Tenant, TrafficPolicy
 
 Bound = tuple[str, Callable[[Any], bool], str]
 
@@ -50,6 +50,13 @@ _PARTS: dict[str, tuple[Bound, ...]] = {
         ("max_in_flight", *_NOT_NEGATIVE),
     ),
     "overload": (("max_queue", *_NOT_NEGATIVE), ("deadline_s", *_NOT_NEGATIVE)),
+    "hedge": (
+        ("quantile", lambda v: 0.0 < v < 1.0, "above 0 and below 1"),
+        ("share", *_SHARE),
+        ("burst", *_COUNT),
+        ("least_s", *_POSITIVE),
+        ("min_samples", *_COUNT),
+    ),
     "affinity": (("header", bool, "a header's name"), ("slack", *_NOT_NEGATIVE)),
 }
 _CONCURRENCY: tuple[Bound, ...] = (
@@ -92,6 +99,23 @@ def check_traffic(service: str, policy: TrafficPolicy) -> None:
         for tenant, weight in overload.tenant_weights.items():
             if not weight > 0:
                 raise _out(where, f"traffic.overload.tenant_weights.{tenant}", weight, "more than 0")
+
+
+def check_routing(routing: Routing) -> None:
+    """Refuse settings that make no sense whatever services there are: those come and go.
+
+    Raises:
+        RefusedError: See ``check_rules`` and ``check_tenants``; or an alias leads to itself.
+    """
+    check_rules(routing.rules, routing.services())
+    check_tenants(routing.tenants, [key.hash for tenant in routing.tenants for key in tenant.keys])
+    for alias, model in routing.aliases.items():
+        if not alias or not model or model in routing.aliases:
+            why = "is an alias itself" if model in routing.aliases else "is empty"
+            raise RefusedError(
+                f"alias {alias!r} leads to {model!r}, which {why}",
+                hint="an alias names a model that is served",
+            )
 
 
 def check_rules(rules: Sequence[Rule], services: Collection[str]) -> None:
@@ -162,9 +186,7 @@ def _check_limits(where: str, limits: Limits) -> None:
 
 
 def _known_services(where: str, rule: Rule, services: Collection[str]) -> None:
-    named = [split.service for split in rule.splits] + list(rule.fallback)
-    named += [part.service for part in (rule.canary, rule.shadow) if part is not None]
-    for service in named:
+    for service in rule.services():
         if service not in services:
             known = ", ".join(sorted(services)) or "none"
             raise _out(where, "service", service, f"services of the table: {known}")

@@ -1,6 +1,6 @@
 """The access log: one JSON line per request that reached routing, exactly one for each that was admitted.
 
-Fields of a line (``schema`` 1), for people and for the simulator, which replays them:
+Fields of a line (``schema`` 2), for people and for the simulator, which replays them:
 
 | field | meaning |
 | --- | --- |
@@ -17,14 +17,19 @@ Fields of a line (``schema`` 1), for people and for the simulator, which replays
 | tokens_in, tokens_out | from ``usage`` at the end of the answer; null where there was none |
 | retries | attempts beyond the first |
 | outcome | one word of those below |
+| choice | the balancer's word for why this replica (docs/router-policies.md); ``retry`` for a later attempt |
+| route | how rules sent it there: ``canary beta``; empty: directly |
+| tenant | whose key it had, where requests queue by tenant |
+| tokens_cached | prompt tokens that the replica had cached, from ``usage``; null where it did not say |
 
 Outcomes: ``ok`` (answered in full with a status under 500), ``upstream_5xx``, ``upstream_lost`` (failed
 before it answered), ``stream_broken`` (failed later), ``timeout``, ``queue_full``, ``queue_timeout``,
 ``removed`` (the service went while the request waited), ``late`` (its deadline passed), ``client_closed``,
 ``client_stalled``, ``shutdown``.
-Not admitted, so without a service: ``unauthorized``, ``not_found``, ``bad_request``, ``method_not_allowed``.
+Not admitted, so without a service: ``unauthorized``, ``not_found``, ``bad_request``, ``method_not_allowed``,
+and what policies refuse: ``limit_…``, ``breaker_open``, ``late``.
 
-Tokens, headers and bodies never get here. Lines are buffered for at most half a second.
+Bearer tokens, headers and bodies never get here. Lines are buffered for at most half a second.
 """
 
 from __future__ import annotations
@@ -32,15 +37,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from pathlib import Path
 
 import msgspec
 
-SCHEMA = 1
+SCHEMA = 2
 FLUSH_S = 0.5
 FLUSH_LINES = 256
 MAX_BYTES = 64 * 1024 * 1024
 NUM_KEPT = 4
+NUM_RECENT = 4096  # requests that are also kept in memory
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -64,6 +71,10 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     tokens_out: int | None
     retries: int
     outcome: str
+    choice: str = ""
+    route: str = ""
+    tenant: str = ""
+    tokens_cached: int | None = None
     schema: int = SCHEMA
 
 
@@ -88,11 +99,15 @@ Entry = tuple[
     int | None,
     int,
     str,
+    str,
+    str,
+    str,
+    int | None,
 ]
 
 
 class AccessLog:
-    """Appends lines to ``path`` and rotates it by size: ``path.1`` is the newest of the old ones.
+    """Appends lines, or structs of another log, to ``path``; rotates it by size: ``path.1`` is next.
 
     Args:
         path: The file; opened at the first line.
@@ -104,20 +119,32 @@ class AccessLog:
         self._path = path
         self._max_bytes = max_bytes
         self._num_kept = num_kept
-        self._lines: list[Line | Entry] = []
+        self._lines: list[msgspec.Struct | Entry] = []
         self._fd = -1
         self._size_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._encode = msgspec.json.Encoder().encode_lines
+        self._recent: deque[msgspec.Struct | Entry] = deque(maxlen=NUM_RECENT)
         self.num_lost = 0
 
-    def write(self, line: Line | Entry) -> None:
+    def write(self, line: msgspec.Struct | Entry) -> None:
         """Take a line, or what one is made of; it is in the file at the latest ``FLUSH_S`` later."""
         self._lines.append(line)
+        self._recent.append(line)
         if len(self._lines) >= FLUSH_LINES:
             self.flush()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+
+    def find(self, request_id: str) -> Line | None:
+        """Return the line of one of the newest requests; None: it is older, or was never here."""
+        raw, wall_s = request_id.encode(), time.time() - time.monotonic()
+        for entry in reversed(self._recent):
+            if isinstance(entry, tuple) and entry[1] == raw:
+                return _line(entry, wall_s)
+            if isinstance(entry, Line) and entry.id == request_id:
+                return entry
+        return None
 
     def flush(self) -> None:
         """Write what is buffered. A full disk costs lines (``num_lost``), never requests."""
@@ -129,7 +156,9 @@ class AccessLog:
         lines, self._lines = self._lines, []
         wall_s = time.time() - time.monotonic()
         try:
-            self._append(self._encode([_line(line, wall_s) for line in lines]))
+            self._append(
+                self._encode([_line(line, wall_s) if isinstance(line, tuple) else line for line in lines])
+            )
         except OSError:
             self.num_lost += len(lines)
 
@@ -158,10 +187,23 @@ class AccessLog:
                 newer.replace(older)
 
 
-def _line(entry: Line | Entry, wall_s: float) -> Line:
+def find_line(path: Path, request_id: str) -> Line | None:
+    """Return a request's newest line in a log and the old files beside it; None: there is none."""
+    wanted = f'"id":{msgspec.json.encode(request_id).decode()},'.encode()
+    for name in (path.name, *(f"{path.name}.{number}" for number in range(1, NUM_KEPT + 1))):
+        try:
+            content = (path.with_name(name)).read_bytes()
+        except OSError:
+            continue
+        at = content.rfind(wanted)
+        if at >= 0:
+            start, end = content.rfind(b"\n", 0, at) + 1, content.find(b"\n", at)
+            return msgspec.json.decode(content[start : end if end >= 0 else None], type=Line)
+    return None
+
+
+def _line(entry: Entry, wall_s: float) -> Line:
     """Return the line; ``wall_s`` is what the wall clock is ahead of the monotonic one."""
-    if isinstance(entry, Line):
-        return entry
     at_s, request_id, service, model, endpoint, method, target, status, stream, ttft_ms, duration_ms = entry[
         :11
     ]

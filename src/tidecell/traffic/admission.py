@@ -17,7 +17,7 @@ from tidecell.traffic.fair_queue import CRITICALITIES, HEADER, criticality
 from tidecell.traffic.limits import Ledger, Refused, Reservation, actual_tokens, estimate_tokens
 from tidecell.traffic.policy import ADMIT, Decision, End, Facts
 from tidecell.traffic.replies import error
-from tidecell.traffic.rules import Asked, Routed, Rules
+from tidecell.traffic.rules import Asked, Routed, Rules, model_at, model_of
 from tidecell.traffic.table import Route, Table
 
 DEADLINE_HEADER = b"x-tide-deadline-ms"
@@ -45,12 +45,12 @@ class TrafficAdmission:
 
     Attributes:
         ledger: What tenants used.
-        refused: How many requests were, by reason.
+        refused: How many requests were, by service and reason.
     """
 
     def __init__(self, table: Table, offset_s: float, is_ready: Callable[[str], bool]) -> None:
         self.ledger = Ledger(table.tenants, offset_s, table.routers)
-        self.refused: dict[str, int] = {}
+        self.refused: dict[str, dict[str, int]] = {}
         self._is_ready = is_ready
         self._breakers: dict[str, Breaker] = {}
         self._tickets: dict[int, Ticket] = {}
@@ -62,6 +62,7 @@ class TrafficAdmission:
         """Take over a new table; counts, open requests and breakers are kept."""
         self.ledger.update(table.tenants, table.routers)
         self._has_tenants = bool(table.tenants)
+        self._aliases = table.aliases
         self._rules = Rules(table.rules, dict(table.aliases)) if table.rules else None
         self._routes: dict[str, Route] = {route.service: route for route in table.routes}
         self._overload = {r.service: r.traffic.overload for r in table.routes if r.traffic.overload}
@@ -84,37 +85,43 @@ class TrafficAdmission:
         service = facts.service if routed is None else routed.service
         breaker = self._breakers.get(service)
         if breaker is not None and (why := breaker.allow(now_s, self._under_way.get(service, 0))):
-            return self._refuse(503, f"the service {service!r} fails too much and is left alone", why, 1)
+            return self._refuse(
+                service, 503, f"the service {service!r} fails too much and is left alone", why, 1
+            )
         level, deadline_s = 0, inf
         overload = self._overload.get(service)
         if overload is not None:
             level, deadline_s = self._urgency(facts, overload)
             if now_s >= deadline_s:
                 _forget(breaker)
-                return self._refuse(504, "the request's deadline was over when it came", "late", None)
+                return self._refuse(
+                    service, 504, "the request's deadline was over when it came", "late", None
+                )
         reservation: Reservation | None = None
         if self._has_tenants:
             tokens = estimate_tokens(facts.body_bytes, facts.max_tokens)
             got = self.ledger.reserve(facts.key, tokens, now_s)
             if isinstance(got, Refused):
                 _forget(breaker)
-                return self._refuse(429, got.message, got.reason, got.retry_after_s or None)
+                return self._refuse(service, 429, got.message, got.reason, got.retry_after_s or None)
             reservation = got
         if reservation is not None or breaker is not None or routed is not None:
             self._tickets[id(facts)] = Ticket(reservation, breaker, routed, service)
             if breaker is not None:
                 self._under_way[service] = self._under_way.get(service, 0) + 1
-        if routed is None and overload is None:
+        renamed = self._renamed(facts, service) if routed is not None or self._aliases else ""
+        if routed is None and overload is None and not renamed:
             return ADMIT
         changed = "" if service == facts.service else service
-        shadow = routed.shadow if routed else ""
+        shadow, why = ("", "") if routed is None else (routed.shadow, _why(routed))
         if overload is None:
-            return Decision(service=changed, shadow=shadow)
+            return Decision(service=changed, shadow=shadow, why=why, model=renamed)
         tenant = self.ledger.tenant_of.get(facts.key)
         name = facts.key if tenant is None else tenant.name
         weight = overload.tenant_weights.get(name, 1.0 if tenant is None else tenant.weight)
+        told = "" if facts.head.get(HEADER) == CRITICALITIES[level].encode() else CRITICALITIES[level]
         cost = float(estimate_tokens(facts.body_bytes, facts.max_tokens))
-        return Decision(None, changed, shadow, level, deadline_s, name, cost, weight)
+        return Decision(None, changed, shadow, level, deadline_s, name, cost, weight, why, renamed, told)
 
     def settle(self, facts: Facts, end: End, now_s: float) -> None:
         """Note the end of an admitted request; a second time has no effect."""
@@ -130,6 +137,11 @@ class TrafficAdmission:
                 ticket.breaker.forget()
             else:
                 ticket.breaker.record(end.status < 500 and end.outcome == "ok", now_s)
+
+    def breaker_state(self, service: str, now_s: float) -> str:
+        """Return ``closed``, or ``open``; empty where the service has no breaker."""
+        breaker = self._breakers.get(service)
+        return "" if breaker is None else "open" if breaker.is_open(now_s) else "closed"
 
     def routed(self, facts: Facts) -> Routed | None:
         """Return which rule sent an admitted request where."""
@@ -154,6 +166,14 @@ class TrafficAdmission:
         )
         return rules.route(asked, self._can_serve)
 
+    def _renamed(self, facts: Facts, service: str) -> str:
+        """Return what the body must name instead: an alias means nothing to a replica."""
+        route = self._routes.get(service)
+        if not facts.model or not facts.body or route is None:
+            return ""
+        name = model_at(route.models, model_of(self._aliases, facts.model))
+        return "" if name == facts.model else name
+
     def _can_serve(self, service: str) -> bool:
         breaker = self._breakers.get(service)
         is_open = breaker is not None and breaker.is_open(self._now_s)
@@ -168,9 +188,16 @@ class TrafficAdmission:
             return level, facts.arrived_s + int(within) / 1000.0
         return level, facts.arrived_s + overload.deadline_s if overload.deadline_s else inf
 
-    def _refuse(self, status: int, message: str, reason: str, retry_after_s: int | None) -> Decision:
-        self.refused[reason] = self.refused.get(reason, 0) + 1
+    def _refuse(
+        self, service: str, status: int, message: str, reason: str, retry_after_s: int | None
+    ) -> Decision:
+        counts = self.refused.setdefault(service, {})
+        counts[reason] = counts.get(reason, 0) + 1
         return Decision(refusal=error(status, message, reason, code=reason, retry_after_s=retry_after_s))
+
+
+def _why(routed: Routed) -> str:
+    return f"{routed.reason} {routed.rule}" if routed.rule else ""
 
 
 def _forget(breaker: Breaker | None) -> None:

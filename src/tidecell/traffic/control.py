@@ -5,6 +5,7 @@ owner may open:
 
     {"op": "put_table", "table": {...}}  ->  {"ok": true, "version": 7, "epoch": 2, "persisted": true}
     {"op": "stats"}                      ->  {"ok": true, "stats": {...}}       see ``stats.RouterStats``
+    {"op": "why", "name": "chat"}        ->  {"ok": true, "why": {...}}         see ``Why``
     {"op": "metrics"}                    ->  {"ok": true, "text": "..."}        Prometheus text
     refused                              ->  {"ok": false, "error": "...", "hint": "...", "kind": "..."}
 
@@ -20,11 +21,42 @@ from types import TracebackType
 
 import msgspec
 
-from tidecell.structs.errors import CellUnreachable, ConflictError, RefusedError
+from tidecell.structs.errors import (
+    CellUnreachable,
+    ConflictError,
+    NotFoundError,
+    RefusedError,
+    TidecellError,
+)
+from tidecell.traffic.access_log import Line
+from tidecell.traffic.explain import Explanation
 from tidecell.traffic.stats import RouterStats
 from tidecell.traffic.table import Table
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
+
+
+class Why(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the router says of a route, or of one request.
+
+    Attributes:
+        explanation: Each replica's state and why it is, or was, chosen or not; None where that of a
+            request was not kept: of those that come fast only some are.
+        request: The request's line of the access log, once it has ended.
+        sheds: Requests of the service that were shed or refused, by reason.
+        in_flight: Requests at its replicas.
+        queued: Requests that wait.
+        limit: How many may be in flight, as learned; 0: no limit.
+        breaker: ``open`` or ``closed``; empty: it has none.
+    """
+
+    explanation: Explanation | None = None
+    request: Line | None = None
+    sheds: dict[str, int] = {}
+    in_flight: int = 0
+    queued: int = 0
+    limit: float = 0.0
+    breaker: str = ""
 
 
 class Question(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -32,6 +64,7 @@ class Question(msgspec.Struct, frozen=True, omit_defaults=True):
 
     op: str
     table: Table | None = None
+    name: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,6 +75,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     epoch: int = 0
     persisted: bool = True
     stats: RouterStats | None = None
+    why: Why | None = None
     text: str = ""
     error: str = ""
     hint: str = ""
@@ -83,6 +117,15 @@ class RouterControl:
         """
         answer = await self._ask(Question("stats"))
         return answer.stats or RouterStats()
+
+    async def why(self, name: str) -> Why:
+        """Return what the router says of a service, a model, or a request by its id.
+
+        Raises:
+            NotFoundError: It knows none of that name.
+            CellUnreachable: The router did not answer.
+        """
+        return (await self._ask(Question("why", name=name))).why or Why()
 
     async def metrics(self) -> str:
         """Return the router's metrics as Prometheus text.
@@ -158,5 +201,5 @@ def _checked(raw: bytes) -> Answer:
     answer = msgspec.json.decode(raw, type=Answer)
     if answer.ok:
         return answer
-    error = ConflictError if answer.kind == "ConflictError" else RefusedError
-    raise error(answer.error, hint=answer.hint)
+    kinds: dict[str, type[TidecellError]] = {"ConflictError": ConflictError, "NotFoundError": NotFoundError}
+    raise kinds.get(answer.kind, RefusedError)(answer.error, hint=answer.hint)

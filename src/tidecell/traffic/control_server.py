@@ -11,9 +11,9 @@ from typing import Protocol
 
 import msgspec
 
-from tidecell.structs.errors import ConflictError, RefusedError, TidecellError
+from tidecell.structs.errors import ConflictError, NotFoundError, RefusedError, TidecellError
 from tidecell.traffic import metrics
-from tidecell.traffic.control import MAX_LINE_BYTES, Answer, Question
+from tidecell.traffic.control import MAX_LINE_BYTES, Answer, Question, Why
 from tidecell.traffic.stats import RouterStats
 from tidecell.traffic.table import Table, check
 
@@ -26,6 +26,9 @@ class Controlled(Protocol):
 
     def stats(self) -> RouterStats:
         """Return what was counted."""
+
+    def why(self, name: str) -> Why | None:
+        """Return what there is to say of a service or a request; None: there is none of that name."""
 
 
 class ControlServer:
@@ -89,6 +92,12 @@ class ControlServer:
     async def _act(self, question: Question) -> Answer:
         if question.op == "stats":
             return Answer(True, stats=self._router.stats())
+        if question.op == "why":
+            why = self._router.why(question.name)
+            if why is None:
+                hint = "the router remembers its newest requests; older ones are in its access log"
+                raise NotFoundError(f"the router knows no service, model or request {question.name!r}", hint)
+            return Answer(True, why=why)
         if question.op == "metrics":
             return Answer(True, text=metrics.render(self._router.stats()))
         if question.op == "put_table" and question.table is not None:
@@ -96,7 +105,7 @@ class ControlServer:
             persisted = await self._router.put_table(question.table)
             return Answer(True, question.table.version, question.table.epoch, persisted)
         raise RefusedError(
-            f"no operation {question.op!r} like this; known: put_table (with table), stats, metrics",
+            f"no operation {question.op!r} like this; known: put_table (with table), stats, why, metrics",
             hint="see tidecell.traffic.control",
         )
 

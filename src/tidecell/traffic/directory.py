@@ -138,6 +138,10 @@ class Directory:
         where = target.targets.get(model)
         return (self._unknown_model(model) if where is None else where), found
 
+    def service_of(self, model: str) -> str:
+        """Return the service that serves a model or alias; empty: none does."""
+        return self._models.get(model, "")
+
     def models(self) -> dict[str, Any]:
         """Return the list of models as OpenAI's API shows it."""
         return {"object": "list", "data": [self._card(model) for model in sorted(self._models)]}

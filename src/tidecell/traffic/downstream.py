@@ -487,6 +487,9 @@ class ClientConnection(asyncio.Protocol):
                 return None
             if decision.service:
                 service = gateway.find(decision.service)
+            if decision.model:
+                request.ask_for(decision.model)
+            request.criticality = decision.criticality
             if decision.shadow:
                 send_copy(gateway, gateway.find(decision.shadow), request, self._sequence)
         if service is None:  # it went while the body came

@@ -25,6 +25,7 @@ from typing import Protocol, cast
 from tidecell.traffic import waiting
 from tidecell.traffic.access_log import AccessLog
 from tidecell.traffic.fleet import Replica, Service
+from tidecell.traffic.hedging import Hedge, may_repeat
 from tidecell.traffic.http1 import ResponseHead
 from tidecell.traffic.policy import ADMIT, Decision, End, Policies
 from tidecell.traffic.relay import Relay
@@ -32,7 +33,7 @@ from tidecell.traffic.replies import Reply, error
 from tidecell.traffic.request import Limits, Request
 from tidecell.traffic.upload import Upload
 from tidecell.traffic.upstream import Framing, UpstreamConnection
-from tidecell.traffic.usage import Usage, find_usage
+from tidecell.traffic.usage import NO_USAGE, Usage, read_usage
 
 MAX_LOST = 3
 SHADOW = Decision()  # of a copy whose answer is dropped: admission was asked for the original only
@@ -71,6 +72,9 @@ class Context(Protocol):
     def watch(self) -> None:
         """Look at the deadlines from now on; called when ``exchanges`` gets its first."""
 
+    def explain(self, service: Service, request: Request, chosen: str, now_s: float) -> None:
+        """Keep why this replica was chosen, before the request counts as its load."""
+
 
 class Exchange:
     """See the module. All methods are called on the loop's thread; none of them awaits but ``_open``."""
@@ -78,6 +82,7 @@ class Exchange:
     __slots__ = (
         "_admitted_s",
         "_attempt_s",
+        "_choice",
         "_client",
         "_connect",
         "_context",
@@ -85,6 +90,7 @@ class Exchange:
         "_endpoint_id",
         "_fresh_only",
         "_has_begun",
+        "_hedge",
         "_is_paused",
         "_is_tunnel",
         "_num_attempts",
@@ -131,7 +137,7 @@ class Exchange:
         self.is_queued = False
         self.is_done = False
         self._replica: Replica | None = None
-        self._endpoint_id = ""
+        self._endpoint_id = self._choice = ""
         self._whole_bytes = 0
         self._upstream: UpstreamConnection | None = None
         self._connect: asyncio.Task[None] | None = None
@@ -140,6 +146,7 @@ class Exchange:
         self._num_attempts = 0
         self._num_lost = 0
         self._fresh_only = False
+        self._hedge: Hedge | None = None
         self._has_begun = False  # the client has the head of a stream already, see ``waiting``
         self._said_s = 0.0
         self._is_paused = False
@@ -159,6 +166,8 @@ class Exchange:
         service = self._service
         service.meter.admitted(self._admitted_s)
         service.budget.deposit()
+        if service.hedger is not None:
+            service.hedger.admitted()
         exchanges = self._context.exchanges
         if not exchanges:
             self._context.watch()
@@ -184,6 +193,9 @@ class Exchange:
             return
         self._replica = replica
         self._endpoint_id = replica.id
+        self._choice = "retry" if self._tried else service.balancer.reason
+        if now_s >= service.explain_after_s and not self._tried and self._decision is not SHADOW:
+            self._context.explain(service, self._request, replica.id, now_s)
         self._attempt_s = now_s
         self._num_attempts += 1
         replica.load.in_flight += 1
@@ -265,10 +277,50 @@ class Exchange:
         connection.send(self, self._request.wire_head(), self._request.body)
         if self._is_paused:
             connection.pause()
+        if self._service.hedger is not None and self._decision is not SHADOW:
+            delay_s = self._service.hedger.delay_s()
+            if delay_s is not None and may_repeat(self._request):
+                self._context.loop.call_later(delay_s, self._hedge_now, self._num_attempts)
         if self._upload is not None:
             connection.is_single_use = True
             self._client.hold(False)
             connection.write(self._upload.begin())
+
+    # -- a second attempt beside a slow one
+
+    def _hedge_now(self, num_attempts: int) -> None:
+        """Ask another replica as well, if this attempt is not answered yet and the budget allows it."""
+        service, hedger = self._service, self._service.hedger
+        if self.is_done or self._upstream is None or self._ttft_s or num_attempts != self._num_attempts:
+            return
+        other = service.pick_other(self._replica, self._context.now())
+        if hedger is None or other is None or self._hedge is not None or not hedger.may_hedge(2):
+            return
+        self._hedge = Hedge(self, service, self._request, other, self._context.now)
+        self._connect = self._context.loop.create_task(self._hedge.run(self._context.limits.connect_s))
+
+    def take_over(self, hedge: Hedge, connection: UpstreamConnection | None) -> None:
+        """Drop the first attempt: the hedge has begun to be answered."""
+        self._hedge = None
+        self._abandon_upstream()
+        self._leave_replica("retried")
+        self._replica, self._upstream = hedge.replica, connection
+        self._endpoint_id, self._choice = hedge.replica.id, "hedge"
+        if self._service.hedger is not None:
+            self._service.hedger.won()
+        if connection is not None:
+            connection.hand_to(self)
+            if self._is_paused:
+                connection.pause()
+
+    def hedge_failed(self) -> None:
+        """Go on with the first attempt alone."""
+        self._hedge = None
+
+    def _drop_hedge(self) -> None:
+        hedge, self._hedge = self._hedge, None
+        if hedge is not None:
+            hedge.cancel()
 
     # -- a body that is passed through
 
@@ -334,7 +386,7 @@ class Exchange:
         else:
             parts = (head.status_line, lines, request.request_id, data[head.size :])
             self._client.write(b"%b\r\n%bx-request-id: %b\r\n\r\n%b" % parts)
-        self._end("ok", find_usage(data))
+        self._end("ok", read_usage(data))
         self._client.exchange_finished(True)
 
     def response_data(self, data: bytes, is_done: bool) -> None:
@@ -383,8 +435,12 @@ class Exchange:
         if replica is None:
             return
         ttft_ms = (now_s - self._progress_s) * 1000.0
+        self._drop_hedge()
+        if self._service.hedger is not None:
+            self._service.hedger.observe(now_s - self._attempt_s)
         load, health = replica.load, replica.health
         load.observe_latency(ttft_ms)
+        replica.ttft.add(ttft_ms)
         self._service.balancer.on_first_byte(load, self._request, ttft_ms, now_s)
         if status >= 500:
             self._note_failure(now_s)
@@ -539,10 +595,11 @@ class Exchange:
             self._service.leave_queue(self)
         if self._upstream is not None:
             self._abandon_upstream()
+        self._drop_hedge()
         self._context.exchanges.discard(self)
         now_s, relay, service, replica = self._context.now(), self._relay, self._service, self._replica
         if usage is None:
-            usage = (None, None) if relay is None else relay.usage()
+            usage = NO_USAGE if relay is None else relay.usage()
         end = End(
             outcome,
             self._status,
@@ -551,6 +608,7 @@ class Exchange:
             1 if relay is None else relay.frames,
             (self._ttft_s - self._admitted_s) * 1000.0 if self._ttft_s else None,
             (now_s - self._admitted_s) * 1000.0,
+            usage[2],
         )
         if replica is not None:  # a connect task under way ends by itself and finds is_done
             service.balancer.on_end(replica.load, self._request, end, now_s)
@@ -565,6 +623,7 @@ class Exchange:
             self._upstream = None
 
     def _leave_replica(self, outcome: str) -> None:
+        self._drop_hedge()
         replica = self._replica
         if replica is None:
             return
@@ -601,6 +660,10 @@ class Exchange:
                 end.tokens_out,
                 retries,
                 end.outcome,
+                self._choice,
+                self._decision.why,
+                self._decision.tenant,
+                end.tokens_cached,
             )
         )
 

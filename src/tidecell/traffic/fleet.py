@@ -10,9 +10,11 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from tidecell.traffic.balance import Load, Rng, least_outstanding
+from tidecell.traffic.explain import Seen
 from tidecell.traffic.fair_queue import CRITICALITIES, Entry, FairQueue
 from tidecell.traffic.health import Health, RetryBudget
-from tidecell.traffic.meters import ServiceMeter
+from tidecell.traffic.hedge import Hedger
+from tidecell.traffic.meters import Histogram, ServiceMeter
 from tidecell.traffic.policy import Balancer, Decision, Facts, Policies, PowerOfTwo
 from tidecell.traffic.stats import EndpointStats, ServiceStats
 from tidecell.traffic.table import Endpoint, Route, Table
@@ -56,7 +58,7 @@ class Waiter(Protocol):
 class Replica:
     """One endpoint while the router has to do with it, which may be longer than it is in the table."""
 
-    __slots__ = ("failures", "health", "host", "id", "idle", "load", "port", "requests", "state")
+    __slots__ = ("failures", "health", "host", "id", "idle", "load", "port", "requests", "state", "ttft")
 
     def __init__(self, endpoint: Endpoint, now_s: float) -> None:
         self.id = endpoint.id
@@ -67,6 +69,7 @@ class Replica:
         self.health = Health()
         self.requests = 0
         self.failures = 0
+        self.ttft = Histogram()
         self.idle: list[Connection] = []
 
     def is_at(self, endpoint: Endpoint) -> bool:
@@ -107,6 +110,7 @@ class Replica:
             ejected=self.health.is_ejected(now_s),
             unreachable=self.health.is_unreachable(now_s),
             state=self.state,
+            ttft=self.ttft.stats(),
         )
 
 
@@ -122,7 +126,9 @@ class Service:
         self.gone: list[Replica] = []  # out of the table with requests in flight
         self.meter = ServiceMeter()
         self.budget = RetryBudget()
+        self.hedger: Hedger | None = None
         self.num_queued = 0
+        self.explain_after_s = 0.0  # the next choice from then on is kept, see ``explain.Decisions``
         self._ready: list[Replica] = []
         self._ready_loads: list[Load] = []  # of the same replicas, in the same order
         self._trouble_until_s = 0.0  # until then a replica may be ejected or unreachable
@@ -138,6 +144,11 @@ class Service:
         overload = route.traffic.overload
         self._queue.most = route.max_queue if overload is None else overload.max_queue
         self._has_limit = overload is not None
+        hedge = route.traffic.hedge
+        if hedge is None:
+            self.hedger = None
+        elif self.hedger is None or self.hedger.policy != hedge:
+            self.hedger = Hedger(hedge)
         self.is_removed = False
         kept: dict[str, Replica] = {}
         for endpoint in route.endpoints:
@@ -156,6 +167,11 @@ class Service:
         self.replicas = kept
         self._ready = [replica for replica in kept.values() if replica.state == "ready"]
         self._ready_loads = [replica.load for replica in self._ready]
+
+    def seen(self) -> list[Seen]:
+        """Return all replicas as ``explain`` looks at them."""
+        every = [*self.replicas.values(), *self.gone]
+        return [Seen(replica.load, replica.health, replica.state) for replica in every]
 
     def remove(self, now_s: float) -> None:
         """Leave the table: in-flight requests finish, waiting ones end."""
@@ -183,6 +199,20 @@ class Service:
         if tried:
             return candidates[least_outstanding(loads, self._rng, now_s)]
         return candidates[self.balancer.pick(loads, facts, now_s)]
+
+    def pick_other(self, replica: Replica | None, now_s: float) -> Replica | None:
+        """Return the replica that a request goes to beside ``replica``; None: there is none with room."""
+        if replica is None or self.num_queued or not self.balancer.has_room():
+            return None
+        others = [
+            r
+            for r in self._ready
+            if r is not replica
+            and now_s >= r.health.unreachable_until_s
+            and now_s >= r.health.ejected_until_s
+        ]
+        loads = [other.load for other in others]
+        return others[least_outstanding(loads, self._rng, now_s)] if others else None
 
     def is_reachable(self, now_s: float) -> bool:
         """Return whether a request could go anywhere now."""
@@ -270,6 +300,12 @@ class Service:
             tokens_in_total=meter.tokens_in_total,
             tokens_out_total=meter.tokens_out_total,
             choices_total=dict(self.balancer.reasons),
+            hedges_total=self.hedger.num_hedged if self.hedger is not None else 0,
+            hedges_won_total=self.hedger.num_won if self.hedger is not None else 0,
+            tokens_cached_total=meter.tokens_cached_total,
+            duration=meter.duration.stats(),
+            ttft=meter.ttft.stats(),
+            token_gap=meter.token_gap.stats(),
             endpoints=self._endpoint_stats(now_s),
         )
 
@@ -288,6 +324,7 @@ class Service:
                     now.ejected,
                     now.unreachable,
                     now.state,
+                    now.ttft,
                 )
             stats[replica.id] = now
         return stats

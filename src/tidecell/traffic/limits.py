@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from tidecell.structs.traffic import Limits, Tenant
+from tidecell.traffic.stats import AccountUse
 
 MINUTE_SLOTS = 60
 BYTES_PER_TOKEN = 4  # of a prompt, where nothing better is known
@@ -196,9 +197,9 @@ class Ledger:
         known: dict[str, Limits] = {}
         for tenant in tenants:
             calendar = midnights(tenant.limits.time_zone, self._offset_s)
-            own = self._account(f"tenant {tenant.name}", tenant.limits, calendar, known, accounts)
+            own = self._account(tenant_account(tenant.name), tenant.limits, calendar, known, accounts)
             for key in tenant.keys:
-                name = f"key {key.name} of {tenant.name}"
+                name = key_account(tenant.name, key.name)
                 of_key = self._account(name, key.limits, calendar, known, accounts)
                 self._of_key[key.hash] = (own, of_key)
                 self.tenant_of[key.hash] = tenant
@@ -244,6 +245,16 @@ class Ledger:
             for window, slot in reservation.held:
                 window.adjust(slot, delta, now_s)
 
+    def use(self, now_s: float) -> dict[str, AccountUse]:
+        """Return what every tenant and key has used in the windows of now, by the account's name."""
+        found = {}
+        for name, account in self.accounts.items():
+            for window in account.windows.values():
+                window.forget(now_s)
+            used = {limit: window.used for limit, window in account.windows.items()}
+            found[name] = AccountUse(account.in_flight, used)
+        return found
+
     def _account(
         self,
         name: str,
@@ -268,6 +279,16 @@ class Ledger:
             account.windows = fresh.windows
         accounts[name] = account
         return account
+
+
+def tenant_account(tenant: str) -> str:
+    """Return what a tenant's account is called, in messages and statistics."""
+    return f"tenant {tenant}"
+
+
+def key_account(tenant: str, key: str) -> str:
+    """Return what a key's account is called."""
+    return f"key {key} of {tenant}"
 
 
 def _part_of(limits: Limits, routers: int) -> Limits:

@@ -6,10 +6,11 @@ second at most: exact, and nothing to pay per request but an append.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 
 from tidecell.traffic.policy import End
-from tidecell.traffic.stats import Quantiles
+from tidecell.traffic.stats import BOUNDS_MS, HistogramStats, Quantiles
 
 WINDOW_S = 10.0
 MAX_SAMPLES = 4096
@@ -77,6 +78,25 @@ def _quantile(ordered: list[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
+class Histogram:
+    """Counts by upper bound since the start, as Prometheus wants them; adding costs one bisection."""
+
+    __slots__ = ("_counts", "_sum_ms")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BOUNDS_MS) + 1)
+        self._sum_ms = 0.0
+
+    def add(self, value_ms: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(BOUNDS_MS, value_ms)] += 1
+        self._sum_ms += value_ms
+
+    def stats(self) -> HistogramStats:
+        """Return it as a value."""
+        return HistogramStats(tuple(self._counts), round(self._sum_ms, 3))
+
+
 class ServiceMeter:
     """What is counted for one service since the router started."""
 
@@ -87,6 +107,10 @@ class ServiceMeter:
         self.retries_total = 0
         self.tokens_in_total = 0
         self.tokens_out_total = 0
+        self.tokens_cached_total = 0
+        self.duration = Histogram()
+        self.ttft = Histogram()
+        self.token_gap = Histogram()
         self.rate = Rate()
         self.ttft_ms = Samples()
         self.duration_ms = Samples()
@@ -106,10 +130,19 @@ class ServiceMeter:
             self.tokens_in_total += end.tokens_in
         if end.tokens_out is not None:
             self.tokens_out_total += end.tokens_out
+        if end.tokens_cached is not None:
+            self.tokens_cached_total += end.tokens_cached
         if end.outcome != "ok":
             self.failed_total[end.outcome] = self.failed_total.get(end.outcome, 0) + 1
             return
         self.ok_total += 1
         self.duration_ms.values.append((now_s, end.duration_ms))
+        self.duration.add(end.duration_ms)
         if end.ttft_ms is not None:
             self.ttft_ms.values.append((now_s, end.ttft_ms))
+            self.ttft.add(end.ttft_ms)
+            if (
+                end.frames > 1
+            ):  # a stream: the mean of its gaps, since each would cost on the way of every token
+                gaps = max(end.tokens_out or 0, end.frames) - 1
+                self.token_gap.add((end.duration_ms - end.ttft_ms) / gaps)

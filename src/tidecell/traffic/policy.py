@@ -58,6 +58,9 @@ class Decision(msgspec.Struct, frozen=True):
         tenant: Whose it is; tenants of one rank share by turns.
         cost: What it takes of its tenant's share.
         weight: Its tenant's share beside others'.
+        why: How it got to its service, for the access log: ``canary beta``; empty: directly.
+        model: The replica is asked for this model instead; empty: for the one that the body names.
+        criticality: The replica is told this level; empty: what the client said, if anything.
     """
 
     refusal: Reply | None = None
@@ -68,6 +71,9 @@ class Decision(msgspec.Struct, frozen=True):
     tenant: str = ""
     cost: float = 1.0
     weight: float = 1.0
+    why: str = ""
+    model: str = ""
+    criticality: str = ""
 
 
 ADMIT = Decision()
@@ -84,6 +90,7 @@ class End(msgspec.Struct, frozen=True, gc=False):
         frames: Pieces of the answer's body that were passed on: about its tokens, where usage is missing.
         ttft_ms: Time to the first byte, None without one.
         duration_ms: Time to the end.
+        tokens_cached: Prompt tokens that the replica had in its cache, where ``usage`` says so.
     """
 
     outcome: str
@@ -93,6 +100,7 @@ class End(msgspec.Struct, frozen=True, gc=False):
     frames: int
     ttft_ms: float | None
     duration_ms: float
+    tokens_cached: int | None = None
 
 
 class Admission(Protocol):
@@ -109,9 +117,11 @@ class Balancer(Protocol):
     """Which replica takes an attempt; one per service, kept when a new table comes.
 
     Attributes:
-        reasons: How often each choice was made, by a word for its reason.
+        reason: Why the last choice was made, in a word.
+        reasons: How often each was.
     """
 
+    reason: str
     reasons: dict[str, int]
 
     def pick(self, loads: Sequence[Load], facts: Facts, now_s: float) -> int:
@@ -145,6 +155,7 @@ class PowerOfTwo:
     """Two at random, the better one; see ``balance``."""
 
     def __init__(self, rng: Rng) -> None:
+        self.reason = "power-of-two"
         self.reasons: dict[str, int] = {}
         self._rng = rng
 

@@ -11,7 +11,7 @@ from collections import deque
 
 from tidecell.traffic.http1 import RequestHead, ResponseHead
 from tidecell.traffic.upstream import Framing
-from tidecell.traffic.usage import TAIL_BYTES, Usage, find_usage
+from tidecell.traffic.usage import TAIL_BYTES, Usage, read_usage
 from tidecell.traffic.waiting import event
 
 
@@ -85,6 +85,6 @@ class Relay:
         return data
 
     def usage(self) -> Usage:
-        """Return prompt and completion tokens, if the answer ends with them."""
+        """Return prompt, completion and cached tokens, if the answer ends with them."""
         tail = self.tail
-        return find_usage(tail[-1] if len(tail) == 1 else b"".join([part[-TAIL_BYTES:] for part in tail]))
+        return read_usage(tail[-1] if len(tail) == 1 else b"".join([part[-TAIL_BYTES:] for part in tail]))

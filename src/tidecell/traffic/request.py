@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tidecell.traffic.fair_queue import HEADER
 from tidecell.traffic.policy import Facts
 
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
@@ -44,6 +45,7 @@ class Request(Facts, gc=False):
         path: Target for the replica.
         request_id: Its id, given by the client or made.
         hides_token: The Authorization field was for the router; a replica has no use for it.
+        criticality: Level that the replica is told; empty: what the client said.
         streams_body: Its body follows while it is under way: as chunks if ``body_bytes`` is -1.
     """
 
@@ -51,6 +53,17 @@ class Request(Facts, gc=False):
     request_id: bytes
     hides_token: bool
     streams_body: bool = False
+    criticality: str = ""
+
+    def ask_for(self, model: str) -> None:
+        """Name another model in the body; a body that is no JSON object is left as it is."""
+        try:
+            fields = msgspec.json.decode(self.body, type=dict[str, msgspec.Raw])
+        except msgspec.DecodeError:
+            return
+        fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+        self.body = msgspec.json.encode(fields)
+        self.body_bytes = len(self.body)
 
     def wire_head(self) -> bytes:
         """Return the head as a replica gets it: framed anew, by length if that is known."""
@@ -64,5 +77,11 @@ class Request(Facts, gc=False):
             more += b"transfer-encoding: chunked\r\n"
         elif self.body_bytes or head.method in _WITH_BODY:
             more += b"content-length: %d\r\n" % self.body_bytes
-        parts = (head.method, self.path, head.forward, self.request_id, more)
+        forward = head.forward
+        if self.criticality:
+            if head.get(HEADER):
+                lines = forward.splitlines(keepends=True)
+                forward = b"".join(line for line in lines if not line.startswith(HEADER + b":"))
+            more += b"%b: %b\r\n" % (HEADER, self.criticality.encode())
+        parts = (head.method, self.path, forward, self.request_id, more)
         return b"%b %b HTTP/1.1\r\n%bx-request-id: %b\r\n%b\r\n" % parts

@@ -34,28 +34,34 @@ from pathlib import Path
 from random import Random
 
 import uvloop
+from msgspec.structs import replace
 
 from tidecell.structs.errors import RefusedError, TidecellError
 from tidecell.traffic.access_log import AccessLog, Line
+from tidecell.traffic.balancers import ServiceBalancer
+from tidecell.traffic.control import Why
 from tidecell.traffic.control_server import ControlServer
 from tidecell.traffic.directory import Directory
 from tidecell.traffic.downstream import ClientConnection
 from tidecell.traffic.exchange import Exchange
+from tidecell.traffic.explain import Decisions, Explanation, explain
 from tidecell.traffic.fleet import Fleet, Service
 from tidecell.traffic.http1 import RequestHead
 from tidecell.traffic.http2 import Watched
 from tidecell.traffic.policies import TrafficPolicies
 from tidecell.traffic.policy import Policies
 from tidecell.traffic.replies import Reply
-from tidecell.traffic.request import Limits
-from tidecell.traffic.stats import RouterStats
+from tidecell.traffic.request import Limits, Request
+from tidecell.traffic.stats import RouterStats, ServiceStats
 from tidecell.traffic.table import EMPTY, Table, check_order, decode, encode
 from tidecell.traffic.tls import Certificates, Pair
+from tidecell.traffic.trace import RecordedAdmission, Recorder
 
 BACKLOG = 2048
 BUSY_SWEEP_S = 0.25
 IDLE_SWEEP_S = 5.0
 UPSTREAM_IDLE_S = 60.0
+EXPLAINED_PER_S = 20.0  # choices whose every replica's state is kept, for each service
 
 
 class Router:
@@ -65,9 +71,10 @@ class Router:
         home: The cell's directory.
         limits: Times and sizes.
         rng: Source of the balancer's choices.
+        traces: Requests are recorded, see ``trace``.
     """
 
-    def __init__(self, home: Path, limits: Limits, rng: Random) -> None:
+    def __init__(self, home: Path, limits: Limits, rng: Random, traces: bool = False) -> None:
         self.now = time.monotonic
         self.loop = asyncio.get_running_loop()
         self.limits = limits
@@ -76,6 +83,7 @@ class Router:
         self._dir = home / "router"
         self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.log = AccessLog(self._dir / "access.jsonl")
+        self._recorder = Recorder(self._dir / "trace.jsonl", self.now()) if traces else None
         self.table = _load(self._dir / "table.json")
         self._rng = rng
         self.fleet = Fleet(rng, self.now)
@@ -84,6 +92,7 @@ class Router:
         self.fleet.apply(self.table, self.policies)
         self.directory = Directory(self.table, int(time.time()))
         self._started_s = self.now()
+        self._decisions = Decisions()
         self.exchanges: set[Exchange] = set()
         self._connections: set[Watched] = set()
         self._refused_total: dict[str, int] = {}
@@ -153,6 +162,8 @@ class Router:
         if self._sweep is not None:
             self._sweep.cancel()
         self.log.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     async def _until_quiet(self, within_s: float) -> None:
         deadline_s = self.now() + within_s
@@ -163,7 +174,10 @@ class Router:
 
     def _make_policies(self, table: Table, previous: TrafficPolicies | None) -> TrafficPolicies:
         offset_s = time.time() - self.now()
-        return TrafficPolicies(table, self._rng, previous, offset_s, self._is_ready)
+        policies = TrafficPolicies(table, self._rng, previous, offset_s, self._is_ready)
+        if self._recorder is not None:
+            policies.admission = RecordedAdmission(policies.traffic, self._recorder)
+        return policies
 
     def _is_ready(self, name: str) -> bool:
         service = self.find(name)
@@ -200,10 +214,60 @@ class Router:
             uptime_s=round(self.now() - self._started_s, 3),
             connections=len(self._connections),
             refused_total=dict(self._refused_total),
-            services=self.fleet.stats(),
+            services=self._service_stats(),
+            accounts=self.traffic.traffic.ledger.use(self.now()),
         )
 
+    def _service_stats(self) -> dict[str, ServiceStats]:
+        refused = self.traffic.traffic.refused
+        return {
+            name: replace(stats, refused_total=dict(refused.get(name, {})))
+            for name, stats in self.fleet.stats().items()
+        }
+
+    def why(self, name: str) -> Why | None:
+        """Return why a service's replicas are or are not chosen, or what became of a request; None: neither.
+
+        Args:
+            name: A service or one of its models, or the id of a request.
+        """
+        service = self.find(name) or self.find(self.directory.service_of(name))
+        if service is not None:
+            return self._why_now(service)
+        line, explanation = self.log.find(name), self._decisions.find(name)
+        if line is None and explanation is None:
+            return None
+        return Why(explanation, request=line)
+
+    def _why_now(self, service: Service) -> Why:
+        stats, balancer = self.stats(), service.balancer
+        limit = balancer.limit.limit if isinstance(balancer, ServiceBalancer) and balancer.limit else 0.0
+        return Why(
+            self._explain(service, None, "", self.now()),
+            sheds=stats.sheds(service.name),
+            in_flight=service.in_flight(),
+            queued=service.num_queued,
+            limit=round(limit, 1),
+            breaker=self.traffic.traffic.breaker_state(service.name, self.now()),
+        )
+
+    def _explain(
+        self, service: Service, request: Request | None, chosen: str, now_s: float
+    ) -> Explanation | None:
+        if not isinstance(service.balancer, ServiceBalancer):
+            return None
+        routed = None if request is None else self.traffic.traffic.routed(request)
+        body = b"" if request is None else request.body
+        return explain(service.name, service.balancer, service.seen(), now_s, routed, chosen, body)
+
     # -- what exchanges and connections ask
+
+    def explain(self, service: Service, request: Request, chosen: str, now_s: float) -> None:
+        """Keep why this replica was chosen; at most ``EXPLAINED_PER_S`` times a second for each service."""
+        service.explain_after_s = now_s + 1.0 / EXPLAINED_PER_S
+        explanation = self._explain(service, request, chosen, now_s)
+        if explanation is not None:
+            self._decisions.keep(request.request_id.decode("ascii"), explanation)
 
     def watch(self) -> None:
         """Look at the deadlines of ``exchanges`` from now on."""
@@ -324,6 +388,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("HOST", "CERT", "KEY"),
         help="certificate for clients that ask for this host; may be repeated",
     )
+    parser.add_argument("--trace", action="store_true", help="record requests in DIR/router/trace.jsonl")
     parser.add_argument("--reuse-port", action="store_true", help="share the port with other routers")
     parser.add_argument("--control", type=Path, required=True, help="path of the control socket")
     defaults = Limits()
@@ -348,7 +413,7 @@ def _certificates(arguments: argparse.Namespace, now: Callable[[], float]) -> ss
 async def serve(arguments: argparse.Namespace) -> None:
     """Run the router until it is told to stop."""
     limits = Limits(**{name: getattr(arguments, name) for name in Limits.__struct_fields__})
-    router = Router(arguments.home, limits, Random())
+    router = Router(arguments.home, limits, Random(), arguments.trace)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         router.loop.add_signal_handler(number, stop.set)

@@ -68,10 +68,7 @@ class Rules:
 
     def model_of(self, name: str) -> str:
         """Return the model that an alias stands for, or the name itself; an adapter is kept."""
-        base, colon, adapter = name.partition(":")
-        if name in self._aliases:
-            return self._aliases[name]
-        return self._aliases.get(base, base) + colon + adapter
+        return model_of(self._aliases, name)
 
     def route(self, asked: Asked, is_ready: Callable[[str], bool]) -> Routed:
         """Return where a request goes.
@@ -103,6 +100,21 @@ class Rules:
         if rule.fallback and not is_ready(service):
             service, reason = _fall_back(service, rule.fallback, is_ready)
         return Routed(service, reason, rule.name, shadow)
+
+
+def model_of(aliases: Mapping[str, str], name: str) -> str:
+    """Return the model that an alias stands for, or the name itself; an adapter is kept."""
+    base, colon, adapter = name.partition(":")
+    if name in aliases:
+        return aliases[name]
+    return aliases.get(base, base) + colon + adapter
+
+
+def model_at(models: Sequence[str], name: str) -> str:
+    """Return what a service that serves ``models`` is to be asked for, where ``name`` was."""
+    if not models or name in models or name.partition(":")[0] in models:
+        return name
+    return models[0]
 
 
 def matches(match: Match, asked: Asked) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from tidecell.traffic.exchange import SHADOW, Context, Exchange
 from tidecell.traffic.fleet import Service
 from tidecell.traffic.request import Request
@@ -32,4 +34,8 @@ _NOBODY = Nobody()
 def send_copy(context: Context, service: Service | None, request: Request, sequence: int) -> None:
     """Send a copy of a request; of those that cannot be copied, and to a service that is not there, none."""
     if service is not None and not request.streams_body and not request.head.upgrade:
+        models = service.route.models
+        if request.model and models and request.model not in models:
+            request = copy(request)
+            request.ask_for(models[0])
         Exchange(context, _NOBODY, service, request, sequence, SHADOW).start()

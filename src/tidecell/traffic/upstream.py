@@ -122,6 +122,10 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             transport.writelines((head, body))
 
+    def hand_to(self, consumer: Consumer) -> None:
+        """Give the rest of the answer to somebody else."""
+        self._consumer = consumer
+
     def write(self, data: bytes) -> None:
         """Send bytes as they are; a connection that is ending swallows them, and says so a moment later."""
         if self._transport is not None and not self._transport.is_closing():

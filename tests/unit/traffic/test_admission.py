@@ -78,7 +78,7 @@ def test_limits_are_reserved_and_settled() -> None:
     assert (refusal.status, refusal.outcome) == (429, "limit_tokens_per_minute")
     admission.settle(first, end(tokens=5), 1.0)
     assert admission.admit(second, 1.0).refusal is None
-    assert admission.refused == {"limit_tokens_per_minute": 1}
+    assert admission.refused == {"chat": {"limit_tokens_per_minute": 1}}
 
 
 def test_a_broken_stream_is_charged_for_what_was_passed_on() -> None:
