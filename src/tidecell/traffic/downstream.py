@@ -15,6 +15,7 @@ import re
 import socket
 import struct
 from itertools import count
+from math import inf
 from typing import Protocol, cast
 
 from tidecell.traffic.directory import ByModel, Directory, Target
@@ -269,9 +270,10 @@ class ClientConnection(asyncio.Protocol):
         elif self._state is State.HEAD and waited_s >= limits.keep_alive_s:
             self.close_if_idle()
 
-    def close_if_idle(self) -> None:
-        """Close it unless a request is under way."""
-        if self._state is State.HEAD and not self._buffer and self._transport is not None:
+    def close_if_idle(self, before_s: float = inf) -> None:
+        """Close it unless a request is under way or it was used at or after ``before_s``."""
+        is_idle = self._state is State.HEAD and not self._buffer and self._since_s < before_s
+        if is_idle and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:

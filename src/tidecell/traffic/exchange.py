@@ -511,7 +511,7 @@ class Exchange:
 
     def _complete(self, relay: Relay) -> None:
         self._end("upstream_5xx" if self._status >= 500 else "ok")
-        self._client.exchange_finished(relay.keep_alive and not self._context.is_closing)
+        self._client.exchange_finished(relay.keep_alive)
 
     def _refuse(self, reply: Reply) -> None:
         """Answer for the replica that never did."""
