@@ -41,6 +41,7 @@ class ControlServer:
         self._router = router
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._answering: set[asyncio.Future[Answer]] = set()
 
     async def start(self) -> None:
         """Listen.
@@ -54,10 +55,13 @@ class ControlServer:
         )
 
     async def close(self) -> None:
-        """Stop listening, hang up and remove the socket."""
+        """Stop listening, finish what is being answered, hang up and remove the socket."""
         if self._server is None:
             return
         self._server.close()
+        if self._answering:  # a table that is on its way to the disk
+            await asyncio.wait(self._answering)
+            await asyncio.sleep(0)
         for writer in self._writers:
             writer.close()
         self._path.unlink(missing_ok=True)
@@ -69,7 +73,10 @@ class ControlServer:
                 if line.startswith(b"GET "):
                     writer.write(self._page())
                     break
-                writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
+                answer = asyncio.ensure_future(self._answer(line))
+                self._answering.add(answer)
+                answer.add_done_callback(self._answering.discard)
+                writer.write(msgspec.json.encode(await answer) + b"\n")
                 await writer.drain()
         except (OSError, ValueError):  # hung up half-way, or a line beyond all limits
             pass

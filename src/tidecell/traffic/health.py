@@ -111,7 +111,8 @@ class RetryBudget:
 
     def deposit(self) -> None:
         """Note one admitted request."""
-        self.balance = min(self._burst, self.balance + self._share)
+        if self.balance < self._burst:
+            self.balance = min(self._burst, self.balance + self._share)
 
     def allow(self, num_retries: int) -> bool:
         """Return whether a request that was retried ``num_retries`` times may be retried once more."""
