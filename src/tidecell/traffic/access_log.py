@@ -36,6 +36,8 @@ from pathlib import Path
 
 import msgspec
 
+from tidecell.traffic.http1 import scanner
+
 SCHEMA = 1
 FLUSH_S = 0.5
 FLUSH_LINES = 256
@@ -108,7 +110,6 @@ class AccessLog:
         self._fd = -1
         self._size_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._encode = msgspec.json.Encoder().encode_lines
         self.num_lost = 0
 
     def write(self, line: Line | Entry) -> None:
@@ -129,7 +130,7 @@ class AccessLog:
         lines, self._lines = self._lines, []
         wall_s = time.time() - time.monotonic()
         try:
-            self._append(self._encode([_line(line, wall_s) for line in lines]))
+            self._append(b"".join([encode(line, wall_s) for line in lines]))
         except OSError:
             self.num_lost += len(lines)
 
@@ -158,8 +159,26 @@ class AccessLog:
                 newer.replace(older)
 
 
+# The text before each value of an entry, and after the last.
+_NAMES = tuple(
+    b'%b"%b":' % (b"," if index else b"{", name.encode())
+    for index, name in enumerate(Line.__struct_fields__[:-1])
+)
+_END = b',"schema":%d}\n' % SCHEMA
+_log_line = None if scanner is None else scanner.log_line  # for what is plain; None for the rest
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(line: Line | Entry, wall_s: float) -> bytes:
+    """Return the text of a line; ``wall_s`` is what the wall clock is ahead of the monotonic one."""
+    if _log_line is not None and type(line) is tuple:
+        text: bytes | None = _log_line(_NAMES, line, wall_s)
+        if text is not None:
+            return text + _END
+    return _encode(_line(line, wall_s)) + b"\n"
+
+
 def _line(entry: Line | Entry, wall_s: float) -> Line:
-    """Return the line; ``wall_s`` is what the wall clock is ahead of the monotonic one."""
     if isinstance(entry, Line):
         return entry
     at_s, request_id, service, model, endpoint, method, target, status, stream, ttft_ms, duration_ms = entry[

@@ -162,9 +162,10 @@ class Exchange:
         replica.requests += 1
         if service.is_told:
             service.balancer.on_start(load, self._request, now_s)
-        connection = None if self._fresh_only else _pooled(replica)
-        if connection is not None:
-            self._send(connection, now_s)
+        # The connection that was used last is the one least likely to have been closed as idle. Should it be
+        # ending just now, it says so when it has.
+        if replica.idle and not self._fresh_only:
+            self._send(cast(UpstreamConnection, replica.idle.pop()), now_s)
         else:
             self._connect = self._context.loop.create_task(self._open(replica))
 
@@ -576,14 +577,3 @@ class Exchange:
             self._service.balancer.on_end(replica.load, self._request, end, now_s)
         self._service.release(replica)
         self._replica = None
-
-
-def _pooled(replica: Replica) -> UpstreamConnection | None:
-    """Return the connection that was used last: the one least likely to have been closed as idle."""
-    idle = replica.idle
-    while idle:
-        connection = cast(UpstreamConnection, idle.pop())
-        transport = connection.transport
-        if transport is not None and not transport.is_closing():
-            return connection
-    return None
