@@ -123,6 +123,7 @@ class Exchange:
         if request.streams_body:
             self._progress_s = request.arrived_s
             self._upload = Upload(request.body_bytes < 0)
+            self._fresh_only = True  # a pooled connection that had ended would take the body with it
 
     # -- finding a replica
 

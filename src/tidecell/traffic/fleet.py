@@ -25,10 +25,6 @@ class Connection(Protocol):
 
     idle_since_s: float
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it can be written to."""
-
     def close(self) -> None:
         """Close it; nobody uses it."""
 

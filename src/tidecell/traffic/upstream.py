@@ -104,11 +104,6 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it can still be written to; uvloop's transports raise once they are closed."""
-        return self.transport is not None and not self.transport.is_closing()
-
     def send(self, consumer: Consumer, head: bytes, body: bytes) -> None:
         """Send a request; the answer goes to ``consumer``."""
         self._consumer = consumer
