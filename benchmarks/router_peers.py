@@ -2,7 +2,7 @@
 
 nginx and HAProxy come from the system's packages. ``sglang-router``, ``vllm-router``, LiteLLM and Envoy are
 looked for in ``TIDECELL_PEERS``, directories with their programs, ``:`` between them. Every one runs with a
-single worker and without an access log.
+single worker and without an access log, but for ``envoy_policies``.
 """
 
 from __future__ import annotations
@@ -78,17 +78,70 @@ static_resources:
             - name: all
               domains: ["*"]
               routes: [{{match: {{prefix: "/"}}, route: {{cluster: replicas, timeout: 0s}}}}]
+{log}
           http_filters:
+{filters}
           - name: envoy.filters.http.router
             typed_config: {{"@type": {ext}.http.router.v3.Router}}
   clusters:
   - name: replicas
     lb_policy: LEAST_REQUEST
+{cluster}
     load_assignment:
       cluster_name: replicas
       endpoints:
       - lb_endpoints:
 {servers}
+"""
+
+# What our router does as well: a token, the model of the body, limits, overload, a log. The limits are so
+# wide that none of them refuses anything.
+ENVOY_LOG = """
+          access_log:
+          - name: envoy.access_loggers.file
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+              path: {dir}/access.jsonl
+              log_format: {{json_format: {{time: "%START_TIME%", id: "%REQ(X-REQUEST-ID)%",
+                endpoint: "%UPSTREAM_HOST%", method: "%REQ(:METHOD)%", path: "%REQ(:PATH)%",
+                status: "%RESPONSE_CODE%", duration_ms: "%DURATION%", bytes_in: "%BYTES_RECEIVED%",
+                model: "%DYNAMIC_METADATA(envoy.lb:model)%", bytes_out: "%BYTES_SENT%"}}}}
+"""
+ENVOY_POLICIES = """
+          - name: envoy.filters.http.rbac
+            typed_config:
+              "@type": {ext}.http.rbac.v3.RBAC
+              rules: {{action: ALLOW, policies: {{token: {{permissions: [{{any: true}}], principals: [
+                {{header: {{name: authorization, string_match: {{exact: "Bearer {token}"}}}}}}]}}}}}}
+          - name: envoy.filters.http.local_ratelimit
+            typed_config:
+              "@type": {ext}.http.local_ratelimit.v3.LocalRateLimit
+              stat_prefix: limit
+              token_bucket: {{max_tokens: 1000000, tokens_per_fill: 1000000, fill_interval: 1s}}
+              filter_enabled: {{default_value: {{numerator: 100, denominator: HUNDRED}}}}
+              filter_enforced: {{default_value: {{numerator: 100, denominator: HUNDRED}}}}
+          - name: envoy.filters.http.admission_control
+            typed_config:
+              "@type": {ext}.http.admission_control.v3.AdmissionControl
+              success_criteria: {{http_criteria: {{http_success_status: [{{start: 100, end: 500}}]}}}}
+          - name: envoy.filters.http.adaptive_concurrency
+            typed_config:
+              "@type": {ext}.http.adaptive_concurrency.v3.AdaptiveConcurrency
+              gradient_controller_config:
+                concurrency_limit_params: {{concurrency_update_interval: 0.1s}}
+                min_rtt_calc_params: {{interval: 60s, request_count: 50, min_concurrency: 1000}}
+          - name: envoy.filters.http.json_to_metadata
+            typed_config:
+              "@type": {ext}.http.json_to_metadata.v3.JsonToMetadata
+              request_rules:
+                rules:
+                - selectors: [{{key: model}}]
+                  on_present: {{metadata_namespace: envoy.lb, key: model}}
+                  on_missing: {{metadata_namespace: envoy.lb, key: model, value: none}}
+"""
+ENVOY_CLUSTER = """
+    outlier_detection: {consecutive_5xx: 5, base_ejection_time: 5s}
+    lb_subset_config: {fallback_policy: NO_FALLBACK, subset_selectors: [{keys: [model]}]}
 """
 
 
@@ -197,15 +250,26 @@ def haproxy(home: Path, replicas: list[int]) -> Iterator[Started]:
 
 
 @contextmanager
-def envoy(home: Path, replicas: list[int]) -> Iterator[Started]:
+def envoy(home: Path, replicas: list[int], has_policies: bool = False) -> Iterator[Started]:
     """The router filter only."""
     port, conf = free_port(), home / "envoy.yaml"
     line = "        - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}\n"
+    log = filters = cluster = ""
+    if has_policies:
+        line += "          metadata: {{filter_metadata: {{envoy.lb: {{model: m}}}}}}\n"
+        log, cluster = ENVOY_LOG.format(dir=home), ENVOY_CLUSTER
+        filters = ENVOY_POLICIES.format(ext=ENVOY_FILTERS, token=TOKEN)
     servers = "".join(line.format(replica) for replica in replicas)
-    conf.write_text(ENVOY_CONF.format(servers=servers, port=port, ext=ENVOY_FILTERS))
+    parts = {"servers": servers, "log": log, "filters": filters, "cluster": cluster}
+    conf.write_text(ENVOY_CONF.format(port=port, ext=ENVOY_FILTERS, **parts))
     argv = [program("envoy"), "-c", str(conf), "--concurrency", "1", "--use-dynamic-base-id"]
     with running([*argv, "--disable-hot-restart", "-l", "off"], port) as started:
         yield started
+
+
+def envoy_policies(home: Path, replicas: list[int]) -> AbstractContextManager[Started]:
+    """With what our router does as well: token, model from the body, limits, admission, outliers, a log."""
+    return envoy(home, replicas, True)
 
 
 @contextmanager
@@ -248,6 +312,7 @@ PEERS: dict[str, Peer] = {
     "nginx_buffers": nginx_buffers,
     "haproxy": haproxy,
     "envoy": envoy,
+    "envoy_policies": envoy_policies,
     "sglang_router": sglang_router,
     "vllm_router": vllm_router,
     "litellm": litellm,

@@ -24,6 +24,7 @@ class Recorder:
         self.calls: list[tuple] = []
         self.reason = "always the first"
         self.reasons: dict[str, int] = {}
+        self.learns = True
 
     def admit(self, facts: Facts, now_s: float) -> Decision:
         self.calls.append(("admit", facts.service, facts.model, facts.stream, facts.max_tokens, facts.user))
@@ -58,7 +59,7 @@ def story(home: Path, recorder: Recorder, tell: Callable[[Router], Awaitable[Non
         await router.put_table(Table(1, 1, (Route("chat", ("m",), (a, b)), Route("web", ("w",), (c,)))))
         router.policies.admission = recorder
         for service in router.fleet.services.values():
-            service.balancer = recorder
+            service.use(recorder)
         await router.listen("127.0.0.1", 0)
         await tell(router)
         await router.shut_down()

@@ -24,6 +24,7 @@ from router_harness import (
 from router_replica import stream_body
 
 from tidecell.traffic.http1 import Chunks
+from tidecell.traffic.table import Endpoint
 
 
 class Stage:
@@ -156,6 +157,31 @@ def test_a_stale_pooled_connection_is_replaced_without_counting_as_a_failure(sta
     endpoint = stage.router.stats().services["chat"].endpoints["a"]
     assert load.ledger.failed == {}
     assert endpoint.failures == 0
+
+
+def test_a_body_that_is_passed_through_is_not_lost_with_a_stale_connection(stage: Stage) -> None:
+    body = b"x" * 9_000_000
+    got: list[int] = []
+
+    def serve(listener: socket.socket) -> None:
+        first, _ = listener.accept()
+        first.recv(65536)
+        first.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        second, _ = listener.accept()  # a replica that would hang up on a second request on the first one
+        first.close()
+        with second, second.makefile("rb") as file:
+            while file.readline() != b"\r\n":
+                pass
+            got.append(len(file.read(len(body))))
+            second.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread, _ = in_background(lambda: serve(listener))
+        stage.router.put(route(Endpoint("x", "127.0.0.1", listener.getsockname()[1])))
+        assert request(stage.router.port, "/services/chat/").status == 200
+        assert request(stage.router.port, "/services/chat/", body).status == 200
+        thread.join()
+    assert got == [len(body)]
 
 
 def test_requests_wait_while_nothing_is_ready_and_are_served_once_something_is(stage: Stage) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_traffic_http1 import ODD, heads
 
+from tidecell.traffic import access_log
 from tidecell.traffic import peek as peeking
 from tidecell.traffic.http1 import Chunks, ProtocolError, find_head, parse_request, parse_response
 from tidecell.traffic.usage import search_usage
@@ -236,3 +237,69 @@ def test_what_is_peeked_is_what_pythons_parser_reads(body: bytes) -> None:
 def test_usage_is_found_the_same_by_both(parts: list[bytes]) -> None:
     tail = b"".join(parts)
     assert fast.find_usage(tail) == search_usage(tail)
+
+
+TEXTS = st.one_of(st.sampled_from(["chat", "m", "", 'a"b', "a\\b", "\u00e9", "\x7f"]), st.text(max_size=8))
+TIMES_MS = st.one_of(st.floats(0, 1e7), st.sampled_from([0.0, 0.0005, 1.0005, 2.5, 1e-9, 1e15, 100.0]))
+TARGETS = st.sampled_from([b"/v1/x", b"/v1/x?y=1", b"/a?", b'/"', b"/\\"])
+COUNTS = st.one_of(st.none(), st.integers(0, 2**40))
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> tuple:
+    """Values for the fields of a line, by what each field holds."""
+    ids, methods = st.sampled_from([b"req-1f", b"a:b"]), st.sampled_from([b"POST", b"M-1!"])
+    kinds = [
+        st.floats(0, 1e6),
+        ids,
+        TEXTS,
+        TEXTS,
+        TEXTS,
+        methods,
+        TARGETS,
+        st.integers(100, 599),
+        st.booleans(),
+    ]
+    kinds += [
+        st.one_of(st.none(), TIMES_MS),
+        TIMES_MS,
+        TIMES_MS,
+        st.integers(0, 2**40),
+        st.integers(0, 2**40),
+    ]
+    kinds += [COUNTS, COUNTS, st.integers(0, 3), TEXTS]
+    return tuple(draw(kind) for kind in kinds)
+
+
+@given(entries(), st.floats(1.7e9, 1.8e9))
+@settings(max_examples=500, deadline=None)
+def test_a_line_of_the_access_log_is_the_same_from_both(entry: tuple, wall_s: float) -> None:
+    slow = json.loads(access_log._encode(access_log._line(entry, wall_s)))
+    assert json.loads(access_log.encode(entry, wall_s)) == slow
+
+
+def test_a_common_line_is_made_by_the_c_module() -> None:
+    entry = (
+        1.5,
+        b"req-1",
+        "chat",
+        "m",
+        "r1",
+        b"POST",
+        b"/v1/x?y",
+        200,
+        True,
+        1.25,
+        2.0,
+        0.0,
+        1,
+        2,
+        None,
+        3,
+        0,
+        "ok",
+    )
+    line = fast.log_line(access_log._NAMES, entry, 1.0)
+    assert json.loads(line + b"}") | {"schema": 1} == json.loads(
+        access_log._encode(access_log._line(entry, 1.0))
+    )

@@ -42,6 +42,8 @@ from pathlib import Path
 
 import msgspec
 
+from tidecell.traffic.http1 import scanner
+
 SCHEMA = 2
 FLUSH_S = 0.5
 FLUSH_LINES = 256
@@ -123,7 +125,6 @@ class AccessLog:
         self._fd = -1
         self._size_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._encode = msgspec.json.Encoder().encode_lines
         self._recent: deque[msgspec.Struct | Entry] = deque(maxlen=NUM_RECENT)
         self.num_lost = 0
 
@@ -156,9 +157,7 @@ class AccessLog:
         lines, self._lines = self._lines, []
         wall_s = time.time() - time.monotonic()
         try:
-            self._append(
-                self._encode([_line(line, wall_s) if isinstance(line, tuple) else line for line in lines])
-            )
+            self._append(b"".join([encode(line, wall_s) for line in lines]))
         except OSError:
             self.num_lost += len(lines)
 
@@ -200,6 +199,27 @@ def find_line(path: Path, request_id: str) -> Line | None:
             start, end = content.rfind(b"\n", 0, at) + 1, content.find(b"\n", at)
             return msgspec.json.decode(content[start : end if end >= 0 else None], type=Line)
     return None
+
+
+# The text before each value of an entry, and after the last.
+_NAMES = tuple(
+    b'%b"%b":' % (b"," if index else b"{", name.encode())
+    for index, name in enumerate(Line.__struct_fields__[:-1])
+)
+_END = b',"schema":%d}\n' % SCHEMA
+_log_line = None if scanner is None else scanner.log_line  # for what is plain; None for the rest
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(line: msgspec.Struct | Entry, wall_s: float) -> bytes:
+    """Return the text of a line; ``wall_s`` is what the wall clock is ahead of the monotonic one."""
+    if not isinstance(line, tuple):
+        return _encode(line) + b"\n"
+    if _log_line is not None:
+        text: bytes | None = _log_line(_NAMES, line, wall_s)
+        if text is not None:
+            return text + _END
+    return _encode(_line(line, wall_s)) + b"\n"
 
 
 def _line(entry: Entry, wall_s: float) -> Line:

@@ -74,12 +74,16 @@ class TrafficAdmission:
                 kept = old is not None and old.policy == policy
                 self._breakers[route.service] = old if kept and old is not None else Breaker(policy)
 
+        self._admits_all = not (self._has_tenants or self._rules or self._overload or self._breakers)
+
     def ask_ready(self, is_ready: Callable[[str], bool]) -> None:
         """Ask this from now on whether a service has a replica to try."""
         self._is_ready = is_ready
 
     def admit(self, facts: Facts, now_s: float) -> Decision:
         """Return what becomes of the request."""
+        if self._admits_all:
+            return ADMIT
         self._now_s = now_s
         routed = self._route(facts) if self._rules is not None else None
         service = facts.service if routed is None else routed.service
@@ -125,6 +129,8 @@ class TrafficAdmission:
 
     def settle(self, facts: Facts, end: End, now_s: float) -> None:
         """Note the end of an admitted request; a second time has no effect."""
+        if not self._tickets:
+            return
         ticket = self._tickets.pop(id(facts), None)
         if ticket is None:
             return

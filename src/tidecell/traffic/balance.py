@@ -89,7 +89,12 @@ def power_of_two(loads: Sequence[Load], rng: Rng, now_s: float) -> int:
     second = int(rng.random() * (count - 1))
     if second >= first:
         second += 1
-    return first if score(loads[first], now_s) <= score(loads[second], now_s) else second
+    a, b = loads[first], loads[second]
+    if now_s - a.ready_since_s < a.slow_start_s or now_s - b.ready_since_s < b.slow_start_s:
+        return first if score(a, now_s) <= score(b, now_s) else second
+    if a.in_flight != b.in_flight:  # as their scores say, without making them
+        return first if a.in_flight < b.in_flight else second
+    return first if a.latency_ewma_ms <= b.latency_ewma_ms else second
 
 
 def least_outstanding(loads: Sequence[Load], rng: Rng, now_s: float) -> int:

@@ -56,6 +56,7 @@ class ServiceBalancer:
         probes_are_remote: Whether replicas are asked (``take_targets``, ``on_report``). If not, this router's
             own counts answer in their place: the same numbers while it is the only router.
         prefix: What replicas hold, where that is the policy.
+        learns: Whether calls other than ``pick`` matter to it; the simple rules go by what the router counts.
     """
 
     def __init__(self, policy: TrafficPolicy, rng: Rng) -> None:
@@ -76,12 +77,18 @@ class ServiceBalancer:
         self._chains: dict[int, tuple[list[int], int]] = {}
         weighted = policy.balance == "weighted-round-robin"
         self._turns = WeightedRoundRobin() if weighted else RoundRobin()
+        self.learns = overload is not None or policy.balance in ("prequal", "prefix", "least-tokens")
+        self._is_plain = policy.affinity is None and policy.balance == "power-of-two"
 
     # -- the data plane's calls
 
     def pick(self, loads: Sequence[Load], facts: Facts, now_s: float) -> int:
         """Return the index of the replica."""
         self._loads = loads
+        if self._is_plain:
+            self.reason = "power-of-two"
+            self.reasons["power-of-two"] = self.reasons.get("power-of-two", 0) + 1
+            return power_of_two(loads, self._rng, now_s)
         affinity = self.policy.affinity
         session = ""
         if affinity is not None:

@@ -44,6 +44,9 @@ class ControlServer:
         self._router = router
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._answering: set[asyncio.Future[Answer]] = set()
+        self._serving: set[asyncio.Task[None] | None] = set()
+        self._is_closed = False
 
     async def start(self) -> None:
         """Listen.
@@ -57,27 +60,40 @@ class ControlServer:
         )
 
     async def close(self) -> None:
-        """Stop listening, hang up and remove the socket."""
+        """Stop listening, finish what is being answered, hang up and remove the socket."""
         if self._server is None:
             return
         self._server.close()
+        self._is_closed = True
+        if self._answering:  # a table that is on its way to the disk
+            await asyncio.wait(self._answering)
+            await asyncio.sleep(0)
         for writer in self._writers:
             writer.close()
         self._path.unlink(missing_ok=True)
+        while self._serving:  # what was read before it was hung up is done, if not answered
+            await asyncio.sleep(0.01)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self._serving.add(task := asyncio.current_task())
+        if self._is_closed:
+            writer.close()
         try:
             while line := await reader.readline():
                 if line.startswith(b"GET "):
                     writer.write(self._page())
                     break
-                writer.write(msgspec.json.encode(await self._answer(line)) + b"\n")
+                answer = asyncio.ensure_future(self._answer(line))
+                self._answering.add(answer)
+                answer.add_done_callback(self._answering.discard)
+                writer.write(msgspec.json.encode(await answer) + b"\n")
                 await writer.drain()
         except (OSError, ValueError):  # hung up half-way, or a line beyond all limits
             pass
         finally:
             self._writers.discard(writer)
+            self._serving.discard(task)
             writer.close()
 
     async def _answer(self, line: bytes) -> Answer:

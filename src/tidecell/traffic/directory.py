@@ -47,6 +47,10 @@ class Directory:
     Args:
         table: The table.
         created_s: Unix time shown for its models.
+
+    Attributes:
+        wants_tokens: Whether requests carry a token for the router; it is then not passed on to replicas.
+        known: What ``enter`` found before, by token, host and target.
     """
 
     def __init__(self, table: Table, created_s: int = 0) -> None:
@@ -62,6 +66,7 @@ class Directory:
         prefixes = [(route.prefix.encode(), route.service) for route in table.routes if route.prefix]
         self._prefixes = sorted(prefixes, key=lambda pair: -len(pair[0]))
         self._tokens = [token.lower().encode() for token in table.tokens]
+        self.wants_tokens = bool(self._tokens)
         self._created_s = created_s
         self.known: dict[tuple[bytes, bytes, bytes], tuple[str, Target | ByModel]] = {}
 
@@ -79,11 +84,6 @@ class Directory:
             return digest.decode()
         message = "a bearer token is needed: send 'Authorization: Bearer TOKEN' with a token of this cell"
         return error(401, message, "unauthorized", code="invalid_api_key")
-
-    @property
-    def wants_tokens(self) -> bool:
-        """Whether requests carry a token for the router; it is then not passed on to replicas."""
-        return bool(self._tokens)
 
     def enter(self, head: RequestHead) -> tuple[str, Target | ByModel | Reply]:
         """Return the key of a request and where it goes, or the refusal.

@@ -15,6 +15,7 @@ import re
 import socket
 import struct
 from itertools import count
+from math import inf
 from typing import Protocol, cast
 
 from tidecell.traffic.directory import ByModel, Directory, Target
@@ -29,7 +30,7 @@ from tidecell.traffic.http1 import (
     scan_request,
 )
 from tidecell.traffic.http2 import PREFACE, Http2Connection, Watched
-from tidecell.traffic.peek import NO_PEEK, Found
+from tidecell.traffic.peek import NO_PEEK, Found, scan_body
 from tidecell.traffic.policy import ADMIT
 from tidecell.traffic.replies import CONTINUE, Reply, error
 from tidecell.traffic.request import Request
@@ -127,6 +128,9 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         state = self._state
         if state is State.HEAD:
+            is_ready = self._sequence and not self._buffer and not self._is_write_paused
+            if is_ready and self._takes_at_once(data):
+                return
             if self._buffer or self._is_write_paused or data[0] == 13:
                 self._buffer += data
                 if self._sequence == 0 and self._buffer.startswith(b"PRI") and self._becomes_http2():
@@ -147,6 +151,27 @@ class ClientConnection(asyncio.Protocol):
             self._body_bytes += len(data)
             if self._body_bytes > LINGER_BYTES:
                 self.abort()
+
+    def _takes_at_once(self, data: bytes) -> bool:
+        """Take the common request: plain, small, whole, alone, and like one that was seen before.
+
+        All that it skips could change nothing here; False: nothing was taken.
+        """
+        head, gateway = scan_request(data), self._gateway
+        if head is None or head.request_id:
+            return False
+        size = head.size
+        if len(data) - size != head.content_length or head.content_length > SMALL_BODY_BYTES:
+            return False
+        known = gateway.directory.known.get((head.authorization, head.host, head.target))
+        if known is None:
+            return False
+        self._head = head
+        self._sequence = number = next(gateway.numbers)
+        self._request_id = gateway.id_prefix + b"%x" % number
+        self._key, self._verdict = known
+        self._route(head, data[size:])
+        return True
 
     def _becomes_http2(self) -> bool:
         """Hand the connection over once the whole preface is there; False if it is not one."""
@@ -269,9 +294,10 @@ class ClientConnection(asyncio.Protocol):
         elif self._state is State.HEAD and waited_s >= limits.keep_alive_s:
             self.close_if_idle()
 
-    def close_if_idle(self) -> None:
-        """Close it unless a request is under way."""
-        if self._state is State.HEAD and not self._buffer and self._transport is not None:
+    def close_if_idle(self, before_s: float = inf) -> None:
+        """Close it unless a request is under way or it was used at or after ``before_s``."""
+        is_idle = self._state is State.HEAD and not self._buffer and self._since_s < before_s
+        if is_idle and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
@@ -447,7 +473,12 @@ class ClientConnection(asyncio.Protocol):
         found: Found = NO_PEEK
         verdict = self._verdict
         if isinstance(verdict, ByModel):
-            verdict, found = self._gateway.directory.by_model(verdict, body)
+            peeked = scan_body(body)
+            model = None if peeked is None else verdict.targets.get(peeked[0])
+            if peeked is None or model is None:
+                verdict, found = self._gateway.directory.by_model(verdict, body)
+            else:
+                verdict, found = model, peeked
         if isinstance(verdict, Target):
             self._state = State.BUSY
             exchange = self._admit(head, body, verdict, found, len(body))

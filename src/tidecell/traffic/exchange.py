@@ -79,43 +79,34 @@ class Context(Protocol):
 class Exchange:
     """See the module. All methods are called on the loop's thread; none of them awaits but ``_open``."""
 
-    __slots__ = (
-        "_admitted_s",
-        "_attempt_s",
-        "_choice",
-        "_client",
-        "_connect",
-        "_context",
-        "_decision",
-        "_endpoint_id",
-        "_fresh_only",
-        "_has_begun",
-        "_hedge",
-        "_is_paused",
-        "_is_tunnel",
-        "_num_attempts",
-        "_num_lost",
-        "_progress_bytes",
-        "_progress_s",
-        "_queue_s",
-        "_queued_at_s",
-        "_relay",
-        "_replica",
-        "_request",
-        "_said_s",
-        "_service",
-        "_status",
-        "_tried",
-        "_ttft_s",
-        "_upload",
-        "_upstream",
-        "_whole_bytes",
-        "is_done",
-        "is_queued",
-        "method",
-        "sequence",
-        "wants_payload",
-    )
+    # What most requests never change stands here once; setting forty attributes for each would cost more than
+    # anything else in this file.
+    is_queued = False
+    is_done = False
+    _replica: Replica | None = None
+    _endpoint_id = ""
+    _choice = ""
+    _whole_bytes = 0
+    _upstream: UpstreamConnection | None = None
+    _connect: asyncio.Task[None] | None = None
+    _relay: Relay | None = None
+    _upload: Upload | None = None
+    _tried: tuple[Replica, ...] = ()
+    _num_attempts = 0
+    _num_lost = 0
+    _fresh_only = False
+    _hedge: Hedge | None = None
+    _has_begun = False  # the client has the head of a stream already, see ``waiting``
+    _said_s = 0.0
+    _is_paused = False
+    _is_tunnel = False
+    _status = 499
+    _queued_at_s = 0.0
+    _queue_s = 0.0
+    _progress_bytes = 0
+    _ttft_s = 0.0
+    _attempt_s = 0.0
+    _progress_s = 0.0
 
     def __init__(
         self,
@@ -132,47 +123,27 @@ class Exchange:
         self._request = request
         self._decision = decision
         self.sequence = sequence
+        self._admitted_s = request.arrived_s
         self.method = request.head.method
         self.wants_payload = request.head.is_http10
-        self.is_queued = False
-        self.is_done = False
-        self._replica: Replica | None = None
-        self._endpoint_id = self._choice = ""
-        self._whole_bytes = 0
-        self._upstream: UpstreamConnection | None = None
-        self._connect: asyncio.Task[None] | None = None
-        self._relay: Relay | None = None
-        self._tried: tuple[Replica, ...] = ()
-        self._num_attempts = 0
-        self._num_lost = 0
-        self._fresh_only = False
-        self._hedge: Hedge | None = None
-        self._has_begun = False  # the client has the head of a stream already, see ``waiting``
-        self._said_s = 0.0
-        self._is_paused = False
-        self._is_tunnel = False
-        self._status = 499
-        self._admitted_s = self._attempt_s = self._progress_s = request.arrived_s
-        self._queued_at_s = 0.0
-        self._queue_s = 0.0
-        self._progress_bytes = 0
-        self._ttft_s = 0.0
-        self._upload = Upload(request.body_bytes < 0) if request.streams_body else None
+        if request.streams_body:
+            self._progress_s = request.arrived_s
+            self._upload = Upload(request.body_bytes < 0)
+            self._fresh_only = True  # a pooled connection that had ended would take the body with it
 
     # -- finding a replica
 
     def start(self) -> None:
         """Admit the request."""
-        service = self._service
-        service.meter.admitted(self._admitted_s)
+        now_s, service, exchanges = self._admitted_s, self._service, self._context.exchanges
+        service.meter.admitted(now_s)
         service.budget.deposit()
         if service.hedger is not None:
             service.hedger.admitted()
-        exchanges = self._context.exchanges
         if not exchanges:
             self._context.watch()
         exchanges.add(self)
-        self._go(self._admitted_s)
+        self._go(now_s)
 
     def dispatch(self) -> None:
         """Go to a replica, or wait for one."""
@@ -198,12 +169,15 @@ class Exchange:
             self._context.explain(service, self._request, replica.id, now_s)
         self._attempt_s = now_s
         self._num_attempts += 1
-        replica.load.in_flight += 1
+        load = replica.load
+        load.in_flight += 1
         replica.requests += 1
-        service.balancer.on_start(replica.load, self._request, now_s)
-        connection = None if self._fresh_only else _pooled(replica)
-        if connection is not None:
-            self._send(connection, now_s)
+        if service.is_told:
+            service.balancer.on_start(load, self._request, now_s)
+        # The connection that was used last is the one least likely to have been closed as idle. Should it be
+        # ending just now, it says so when it has.
+        if replica.idle and not self._fresh_only:
+            self._send(cast(UpstreamConnection, replica.idle.pop()), now_s)
         else:
             self._connect = self._context.loop.create_task(self._open(replica))
 
@@ -274,7 +248,8 @@ class Exchange:
     def _send(self, connection: UpstreamConnection, now_s: float) -> None:
         self._upstream = connection
         self._progress_s = now_s
-        connection.send(self, self._request.wire_head(), self._request.body)
+        request = self._request
+        connection.send(self, request.wire_head(), request.body)
         if self._is_paused:
             connection.pause()
         if self._service.hedger is not None and self._decision is not SHADOW:
@@ -370,24 +345,23 @@ class Exchange:
     def response_whole(self, head: ResponseHead, data: bytes) -> None:
         """Pass an answer on that came at once, unless the replica is to be replaced."""
         self._upstream = None
-        request, status = self._request, head.status
+        request, status, body = self._request, head.status, data[head.size :]
         is_common = status < 500 and not self.wants_payload and self._upload is None
         if not is_common or not request.head.keep_alive or self._context.is_closing:
-            self.response_start(head, Framing.LENGTH, data[head.size :], True)
+            self.response_start(head, Framing.LENGTH, body, True)
             return
-        now_s = self._context.now()
+        client, now_s = self._client, self._context.now()
         self._note_answer(status, now_s)
         self._status = status
         self._ttft_s = now_s
-        self._whole_bytes = len(data) - head.size
-        lines = head.forward
+        self._whole_bytes = len(body)
         if head.has_request_id:
-            self._client.write(b"%b\r\n%b\r\n%b" % (head.status_line, lines, data[head.size :]))
+            client.write(b"%b\r\n%b\r\n%b" % (head.status_line, head.forward, body))
         else:
-            parts = (head.status_line, lines, request.request_id, data[head.size :])
-            self._client.write(b"%b\r\n%bx-request-id: %b\r\n\r\n%b" % parts)
+            parts = (head.status_line, head.forward, request.request_id, body)
+            client.write(b"%b\r\n%bx-request-id: %b\r\n\r\n%b" % parts)
         self._end("ok", read_usage(data))
-        self._client.exchange_finished(True)
+        client.exchange_finished(True)
 
     def response_data(self, data: bytes, is_done: bool) -> None:
         """Pass part of the body on."""
@@ -441,7 +415,8 @@ class Exchange:
         load, health = replica.load, replica.health
         load.observe_latency(ttft_ms)
         replica.ttft.add(ttft_ms)
-        self._service.balancer.on_first_byte(load, self._request, ttft_ms, now_s)
+        if self._service.is_told:
+            self._service.balancer.on_first_byte(load, self._request, ttft_ms, now_s)
         if status >= 500:
             self._note_failure(now_s)
         elif health.consecutive_failures or health.num_ejections:
@@ -567,7 +542,7 @@ class Exchange:
 
     def _complete(self, relay: Relay) -> None:
         self._end("upstream_5xx" if self._status >= 500 else "ok")
-        self._client.exchange_finished(relay.keep_alive and not self._context.is_closing)
+        self._client.exchange_finished(relay.keep_alive)
 
     def _refuse(self, reply: Reply) -> None:
         """Answer for the replica that never did."""
@@ -596,8 +571,9 @@ class Exchange:
         if self._upstream is not None:
             self._abandon_upstream()
         self._drop_hedge()
-        self._context.exchanges.discard(self)
-        now_s, relay, service, replica = self._context.now(), self._relay, self._service, self._replica
+        context, request = self._context, self._request
+        context.exchanges.discard(self)
+        now_s, relay, service, replica = context.now(), self._relay, self._service, self._replica
         if usage is None:
             usage = NO_USAGE if relay is None else relay.usage()
         end = End(
@@ -611,36 +587,16 @@ class Exchange:
             usage[2],
         )
         if replica is not None:  # a connect task under way ends by itself and finds is_done
-            service.balancer.on_end(replica.load, self._request, end, now_s)
+            if service.is_told:
+                service.balancer.on_end(replica.load, request, end, now_s)
             service.release(replica)
         if self._decision is not SHADOW:
-            self._context.policies.admission.settle(self._request, end, now_s)
-        self._record(end, now_s)
-
-    def _abandon_upstream(self) -> None:
-        if self._upstream is not None:
-            self._upstream.abandon()
-            self._upstream = None
-
-    def _leave_replica(self, outcome: str) -> None:
-        self._drop_hedge()
-        replica = self._replica
-        if replica is None:
-            return
-        now_s = self._context.now()
-        duration_ms = (now_s - self._attempt_s) * 1000.0
-        end = End(outcome, self._status, None, None, 0, None, duration_ms)
-        self._service.balancer.on_end(replica.load, self._request, end, now_s)
-        self._service.release(replica)
-        self._replica = None
-
-    def _record(self, end: End, now_s: float) -> None:
-        request, relay, service = self._request, self._relay, self._service
+            context.policies.admission.settle(request, end, now_s)
         if self._queued_at_s:
             self._queue_s += now_s - self._queued_at_s
         retries = self._num_attempts - 1 if self._num_attempts > 1 else 0
         service.meter.finished(end, retries, now_s)
-        self._context.log.write(
+        context.log.write(
             (
                 now_s,
                 request.request_id,
@@ -667,12 +623,20 @@ class Exchange:
             )
         )
 
+    def _abandon_upstream(self) -> None:
+        if self._upstream is not None:
+            self._upstream.abandon()
+            self._upstream = None
 
-def _pooled(replica: Replica) -> UpstreamConnection | None:
-    """Return the connection that was used last: the one least likely to have been closed as idle."""
-    idle = replica.idle
-    while idle:
-        connection = idle.pop()
-        if connection.is_open:
-            return cast(UpstreamConnection, connection)
-    return None
+    def _leave_replica(self, outcome: str) -> None:
+        self._drop_hedge()
+        replica = self._replica
+        if replica is None:
+            return
+        now_s = self._context.now()
+        duration_ms = (now_s - self._attempt_s) * 1000.0
+        end = End(outcome, self._status, None, None, 0, None, duration_ms)
+        if self._service.is_told:
+            self._service.balancer.on_end(replica.load, self._request, end, now_s)
+        self._service.release(replica)
+        self._replica = None

@@ -27,10 +27,6 @@ class Connection(Protocol):
 
     idle_since_s: float
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it can be written to."""
-
     def close(self) -> None:
         """Close it; nobody uses it."""
 
@@ -84,10 +80,6 @@ class Replica:
         if state != "ready":
             self.close_idle()
 
-    def takes_idle(self) -> bool:
-        """Return whether one more connection may rest in ``idle`` for the next request."""
-        return self.state == "ready" and len(self.idle) < MAX_IDLE_PER_REPLICA
-
     def forget(self, connection: Connection) -> None:
         """Take a connection that ended out of the pool."""
         if connection in self.idle:
@@ -119,7 +111,7 @@ class Service:
 
     def __init__(self, name: str, rng: Rng, clock: Callable[[], float]) -> None:
         self.name = name
-        self.balancer: Balancer = PowerOfTwo(rng)
+        self.balancer: Balancer = PowerOfTwo(rng)  # see ``use``
         self.route = Route(name)
         self.is_removed = False
         self.replicas: dict[str, Replica] = {}
@@ -135,8 +127,14 @@ class Service:
         self._queue: FairQueue[Waiter] = FairQueue(self.route.max_queue, self._dropped, _is_gone)
         self._is_flushing = False
         self._has_limit = False
+        self.is_told = True
         self._rng = rng
         self._clock = clock
+
+    def use(self, balancer: Balancer) -> None:
+        """Choose by this from now on."""
+        self.balancer = balancer
+        self.is_told = balancer.learns
 
     def apply(self, route: Route, now_s: float) -> None:
         """Take over a route of a new table."""
@@ -185,7 +183,7 @@ class Service:
 
         Replicas in ``tried`` failed this request before; they come last, as do those ejected.
         """
-        if not self.balancer.has_room():
+        if self.is_told and not self.balancer.has_room():
             return None
         if self.num_queued and self._has_limit and not self._is_flushing and not tried:
             return None  # behind those who wait already
@@ -271,7 +269,7 @@ class Service:
     def release(self, replica: Replica) -> None:
         """Note that one attempt at a replica is over, and let those who wait for room have it."""
         replica.load.in_flight -= 1
-        if replica.load.in_flight == 0 and replica in self.gone:
+        if self.gone and replica.load.in_flight == 0 and replica in self.gone:
             self.gone.remove(replica)
         if self.num_queued:
             self.flush(self._clock())
@@ -379,7 +377,7 @@ class Fleet:
                 service.remove(now_s)
         for route in table.routes:
             service = self.services.setdefault(route.service, Service(route.service, self._rng, self._clock))
-            service.balancer = policies.balancers[route.service]
+            service.use(policies.balancers[route.service])
             service.apply(route, now_s)
             service.flush(now_s)
         self.prune()

@@ -101,7 +101,8 @@ class RetryBudget:
     """Lets retries be at most a share of requests, so that they cannot multiply an overload.
 
     A request's first retry is always free: a replica that crashed must not cost the requests it had. The
-    budget pays for what comes after.
+    budget pays for what comes after, and for nothing else: if first retries used it up, the crash of a second
+    replica, which is when it is needed, would cost requests.
     """
 
     def __init__(self, share: float = RETRY_SHARE, burst: float = RETRY_BURST) -> None:
@@ -111,12 +112,12 @@ class RetryBudget:
 
     def deposit(self) -> None:
         """Note one admitted request."""
-        self.balance = min(self._burst, self.balance + self._share)
+        if self.balance < self._burst:
+            self.balance = min(self._burst, self.balance + self._share)
 
     def allow(self, num_retries: int) -> bool:
         """Return whether a request that was retried ``num_retries`` times may be retried once more."""
         if num_retries == 0:
-            self.balance = max(0.0, self.balance - 1.0)
             return True
         if self.balance < 1.0:
             return False

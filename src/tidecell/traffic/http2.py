@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from math import inf
 from typing import Any, Protocol, cast
 
 import h2.config
@@ -42,8 +43,8 @@ class Watched(Protocol):
     def check(self, now_s: float) -> None:
         """Close it if it is too slow, or idle for too long."""
 
-    def close_if_idle(self) -> None:
-        """Close it unless a request is under way."""
+    def close_if_idle(self, before_s: float = inf) -> None:
+        """Close it unless a request is under way or it was used at or after ``before_s``."""
 
     def abort(self) -> None:
         """End at once."""
@@ -241,8 +242,8 @@ class Http2Connection(asyncio.Protocol):
         if now_s - self._since_s >= limit_s and (self._unread_bytes or not self._streams):
             self._close(h2.errors.ErrorCodes.NO_ERROR)
 
-    def close_if_idle(self) -> None:
-        """Close it unless a request is under way."""
+    def close_if_idle(self, before_s: float = inf) -> None:
+        """Close it unless a request is under way; whoever asks just then learns that it was not taken."""
         if not self._streams:
             self._close(h2.errors.ErrorCodes.NO_ERROR)
 

@@ -46,13 +46,21 @@ class _Body(msgspec.Struct, frozen=True):
 _decode = msgspec.json.Decoder(_Body).decode
 
 
+def _scan_nothing(body: bytes) -> Found | None:
+    return None
+
+
+# What a plain body says; None: ask ``peek``. Only C knows any.
+scan_body = _scan_nothing if scanner is None else scanner.scan_body
+
+
 def peek(body: bytes) -> Found:
     """Return what the body says.
 
     Raises:
         ProtocolError: It is not a JSON object, or its model or stream is of the wrong kind.
     """
-    found = scanner.scan_body(body) if scanner is not None else None
+    found = scan_body(body)
     return found if found is not None else parse(body)
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from tidecell.traffic.balance import SLOW_START_S, Load, Rng, score
+from tidecell.traffic.balance import Load, Rng, power_of_two
 from tidecell.traffic.http1 import RequestHead
 from tidecell.traffic.replies import Reply
 from tidecell.traffic.table import Table
@@ -119,10 +119,12 @@ class Balancer(Protocol):
     Attributes:
         reason: Why the last choice was made, in a word.
         reasons: How often each was.
+        learns: Whether it wants to be told of attempts, or may have no room; if not, it only has to pick.
     """
 
     reason: str
     reasons: dict[str, int]
+    learns: bool
 
     def pick(self, loads: Sequence[Load], facts: Facts, now_s: float) -> int:
         """Return the index of the replica; ``loads`` is not empty."""
@@ -157,23 +159,12 @@ class PowerOfTwo:
     def __init__(self, rng: Rng) -> None:
         self.reason = "power-of-two"
         self.reasons: dict[str, int] = {}
+        self.learns = False
         self._rng = rng
 
     def pick(self, loads: Sequence[Load], facts: Facts, now_s: float) -> int:
-        """Return the better of two chosen at random: ``balance.power_of_two``, quick past the slow start."""
-        count = len(loads)
-        if count == 1:
-            return 0
-        first = int(self._rng.random() * count)
-        second = int(self._rng.random() * (count - 1))
-        if second >= first:
-            second += 1
-        a, b = loads[first], loads[second]
-        if now_s - a.ready_since_s < SLOW_START_S or now_s - b.ready_since_s < SLOW_START_S:
-            return first if score(a, now_s) <= score(b, now_s) else second
-        if a.in_flight != b.in_flight:
-            return first if a.in_flight < b.in_flight else second
-        return first if a.latency_ewma_ms <= b.latency_ewma_ms else second
+        """Return the better of two chosen at random."""
+        return power_of_two(loads, self._rng, now_s)
 
     def on_start(self, load: Load, facts: Facts, now_s: float) -> None:
         """Keep nothing: the data plane counts what is in flight."""

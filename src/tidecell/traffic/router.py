@@ -62,6 +62,9 @@ BUSY_SWEEP_S = 0.25
 IDLE_SWEEP_S = 5.0
 UPSTREAM_IDLE_S = 60.0
 EXPLAINED_PER_S = 20.0  # choices whose every replica's state is kept, for each service
+# At the end a connection is open for so long after its last use: a request that is on its way to it would be
+# lost. Whoever sends one meanwhile is told to close with its answer.
+LAST_REQUEST_S = 0.5
 
 
 class Router:
@@ -149,8 +152,6 @@ class Router:
         if self._server is not None:
             self._server.close()
         (self._dir / "port").unlink(missing_ok=True)
-        for connection in list(self._connections):
-            connection.close_if_idle()
         await self._until_quiet(self.limits.shutdown_s)
         for exchange in list(self.exchanges):
             exchange.shut_down()
@@ -168,6 +169,8 @@ class Router:
     async def _until_quiet(self, within_s: float) -> None:
         deadline_s = self.now() + within_s
         while (self.exchanges or self._connections) and self.now() < deadline_s:
+            for connection in list(self._connections):
+                connection.close_if_idle(self.now() - LAST_REQUEST_S)
             await asyncio.sleep(0.02)
 
     # -- control

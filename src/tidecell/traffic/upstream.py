@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from tidecell.traffic.fleet import Replica
+from tidecell.traffic.fleet import MAX_IDLE_PER_REPLICA, Replica
 from tidecell.traffic.http1 import (
     MAX_HEAD_BYTES,
     Chunks,
@@ -80,10 +80,10 @@ class UpstreamConnection(asyncio.Protocol):
         "_num_served",
         "_paused",
         "_reusable",
-        "_transport",
         "idle_since_s",
         "is_single_use",
         "replica",
+        "transport",
     )
 
     def __init__(self, replica: Replica, now: Callable[[], float]) -> None:
@@ -91,7 +91,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since_s = 0.0
         self.is_single_use = False
         self._now = now
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._consumer: Consumer | None = None
         self._framing = Framing.HEAD
         self._head = b""
@@ -102,19 +102,14 @@ class UpstreamConnection(asyncio.Protocol):
         self._num_served = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it can still be written to; uvloop's transports raise once they are closed."""
-        return self._transport is not None and not self._transport.is_closing()
+        self.transport = cast(asyncio.Transport, transport)
 
     def send(self, consumer: Consumer, head: bytes, body: bytes) -> None:
         """Send a request; the answer goes to ``consumer``."""
         self._consumer = consumer
         self._framing = Framing.HEAD
         self._head = b""
-        transport = self._transport
+        transport = self.transport
         if transport is None or transport.is_closing():
             return
         if len(body) < JOIN_BYTES:
@@ -128,28 +123,31 @@ class UpstreamConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes as they are; a connection that is ending swallows them, and says so a moment later."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
 
     def pause(self) -> None:
         """Read no more until ``resume``: the client is slower than the replica."""
-        if not self._paused and self._transport is not None and not self._transport.is_closing():
+        if not self._paused and self.transport is not None and not self.transport.is_closing():
             self._paused = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
-        if self._paused and self._transport is not None and not self._transport.is_closing():
+        if self._paused and self.transport is not None and not self.transport.is_closing():
             self._paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
     def rest(self) -> bool:
         """Wait in the replica's pool for the next request; False if it has to be closed instead."""
-        transport, replica = self._transport, self.replica
-        if transport is None or transport.is_closing() or not replica.takes_idle():
+        transport, replica = self.transport, self.replica
+        idle = replica.idle
+        if transport is None or transport.is_closing() or replica.state != "ready":
+            return False
+        if len(idle) >= MAX_IDLE_PER_REPLICA:
             return False
         self.idle_since_s = self._now()
-        replica.idle.append(self)
+        idle.append(self)
         return True
 
     def hang_up(self) -> None:
@@ -160,13 +158,13 @@ class UpstreamConnection(asyncio.Protocol):
     def abandon(self) -> None:
         """End at once: nobody wants the rest of the answer, and the replica should see that."""
         self._consumer = None
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
     def close(self) -> None:
         """Close it; nobody uses it."""
-        if self._transport is not None:
-            self._transport.close()
+        if self.transport is not None:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         consumer = self._consumer

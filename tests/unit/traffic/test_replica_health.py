@@ -60,3 +60,9 @@ def test_the_first_retry_is_free_and_further_ones_are_a_tenth_of_requests() -> N
     for _ in range(11):
         budget.deposit()
     assert [budget.allow(1), budget.allow(1)] == [True, False]
+
+
+def test_first_retries_leave_the_budget_to_those_who_were_lost_twice() -> None:
+    budget = RetryBudget(burst=2.0)
+    assert all(budget.allow(0) for _ in range(50))
+    assert [budget.allow(1) for _ in range(3)] == [True, True, False]
