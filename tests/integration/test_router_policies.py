@@ -131,7 +131,7 @@ def test_above_the_limit_the_more_critical_goes_first(stage: Stage) -> None:
     threads[0].start()
     wait_until(lambda: stage.router.stats().services["chat"].in_flight == 1, "the first is under way")
     for num, level in enumerate(("sheddable", "critical-plus"), 1):
-        threads.append(threading.Thread(target=send, args=(level, 0.0)))
+        threads.append(threading.Thread(target=send, args=(level, 0.3)))  # so long that answers do not race
         threads[-1].start()
         wait_until(lambda num=num: stage.router.stats().services["chat"].queued == num, f"{num} wait")
     for thread in threads:
@@ -293,6 +293,5 @@ def test_retries_stay_within_their_budget(stage: Stage) -> None:
     attempts = sum(replica.seen()["requests"] for replica in stage.replicas)
     retries = stage.router.stats().services["chat"].retries_total
     assert attempts == 60 + retries
-    assert (
-        60 <= retries <= 60 + 10
-    )  # a first retry is free and drains the budget, which pays for what follows
+    # A request's first retry is free; the budget pays for what follows: ten, and a tenth of the requests.
+    assert 60 <= retries <= 60 + 10 + 6

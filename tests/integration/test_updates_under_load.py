@@ -82,7 +82,7 @@ def test_labels_and_grace_period_change_in_place(
     changed = cell.tide("apply", "-y", "-f", write(tmp_path, labels={"tier": "front"}, grace_period="3s"))
     assert "change web, in place: grace_period: 10s -> 3s; labels.tier: (none) -> front" in changed.stdout
     job = client.job("web")
-    assert (job.labels, job.version) == ({"tier": "front"}, 2)
+    assert (job.labels["tier"], job.version) == ("front", 2)
     assert sorted(t.pid for t in job.tasks) == pids
 
 

@@ -267,7 +267,7 @@ def entries(draw: st.DrawFn) -> tuple:
         st.integers(0, 2**40),
         st.integers(0, 2**40),
     ]
-    kinds += [COUNTS, COUNTS, st.integers(0, 3), TEXTS]
+    kinds += [COUNTS, COUNTS, st.integers(0, 3), TEXTS, TEXTS, TEXTS, TEXTS, COUNTS]
     return tuple(draw(kind) for kind in kinds)
 
 
@@ -298,8 +298,12 @@ def test_a_common_line_is_made_by_the_c_module() -> None:
         3,
         0,
         "ok",
+        "power-of-two",
+        "",
+        "acme",
+        None,
     )
     line = fast.log_line(access_log._NAMES, entry, 1.0)
-    assert json.loads(line + b"}") | {"schema": 1} == json.loads(
+    assert json.loads(line + b"}") | {"schema": access_log.SCHEMA} == json.loads(
         access_log._encode(access_log._line(entry, 1.0))
     )

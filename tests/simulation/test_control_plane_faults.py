@@ -71,6 +71,13 @@ def broken_seed(mix: str, **mutation: object) -> str:
     return ""
 
 
+@pytest.fixture
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is sound is over after some minutes; one that never ends need not be watched for an hour."""
+    monkeypatch.setattr("tidecell.sim.chaos.END_S", 900.0)
+
+
+@pytest.mark.usefixtures("short_patience")
 def test_a_lost_stop_order_is_seen():
     def without_stops(command: Command) -> Command | None:
         return None if isinstance(command, StopTask) else command
@@ -78,6 +85,7 @@ def test_a_lost_stop_order_is_seen():
     assert "not live" in broken_seed("calm", filter_command=without_stops)
 
 
+@pytest.mark.usefixtures("short_patience")
 def test_starts_that_nobody_sends_again_are_seen(monkeypatch: pytest.MonkeyPatch):
     sent: set[object] = set()
 

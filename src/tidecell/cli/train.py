@@ -125,18 +125,12 @@ def _run(kind: str, dataset: str, own: dict[str, Any], options: dict[str, Any]) 
         replicas = parse_replicas(options["workers"]) if options["workers"] else None
         cpu_millis = parse_cpu(options["cpu"]) if options["cpu"] else None
         priority = parse_priority(options["priority"])
+        spec = train_job(config, path, replicas=replicas, priority=priority, cpu_millis=cpu_millis)
         gpu_type, gpu_millis = accelerators(options["gpus"])
-        spec = train_job(
-            config,
-            path,
-            replicas=replicas,
-            priority=priority,
-            cpu_millis=cpu_millis,
-            gpu_millis=gpu_millis,
-            accelerator_type=gpu_type,
-        )
     except ValueError as error:
         raise TidecellError(str(error), f"tide {kind} --help shows what each flag takes") from error
+    resources = msgspec.structs.replace(spec.resources, gpu_millis=gpu_millis)
+    spec = msgspec.structs.replace(spec, resources=resources, accelerator_type=gpu_type)
     _run_in_cell(config, spec, options["detach"], options["as_json"])
 
 

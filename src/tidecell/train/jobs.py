@@ -48,8 +48,6 @@ def train_job(
     priority: Priority | None = None,
     cpu_millis: int | None = None,
     memory_bytes: int = 0,
-    gpu_millis: int = 0,
-    accelerator_type: str = "",
     grace_period_s: float = 30.0,
     after: tuple[str, ...] = (),
 ) -> JobSpec:
@@ -60,8 +58,6 @@ def train_job(
         replicas: Fewest and most workers; by default 1 to ``num_vranks``.
         cpu_millis: Reserved per worker; by default its threads.
         memory_bytes: Reserved per worker; 0: none.
-        gpu_millis: Thousandths of accelerators per worker; 0: it computes on the CPU.
-        accelerator_type: Which; empty: any.
 
     Raises:
         SpecError: More workers than there are virtual ranks.
@@ -83,8 +79,7 @@ def train_job(
         argv=(sys.executable, "-m", "tidecell.train.worker", "--config", str(config_path)),
         workdir=config.run_dir,
         env={"OMP_NUM_THREADS": str(config.threads)},
-        resources=Resources(cpu_millis or 1000 * config.threads, memory_bytes, gpu_millis),
-        accelerator_type=accelerator_type,
+        resources=Resources(cpu_millis or 1000 * config.threads, memory_bytes),
         replicas=replicas,
         priority=priority or Priority(),
         grace_period_s=grace_period_s,

@@ -31,11 +31,6 @@ def test_a_training_is_a_job_that_shrinks_and_is_retried(tmp_path: Path) -> None
     assert spec.checkpoint.path == str(tmp_path / "base/checkpoints")
 
 
-def test_a_worker_asks_for_its_accelerators(tmp_path: Path) -> None:
-    spec = train_job(config(tmp_path), tmp_path / "c.json", gpu_millis=500, accelerator_type="H200")
-    assert (spec.resources.gpu_millis, spec.accelerator_type) == (500, "H200")
-
-
 def test_more_workers_than_virtual_ranks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         train_job(config(tmp_path), tmp_path / "c.json", replicas=Replicas(1, 5))
