@@ -645,8 +645,15 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_http1", "Scanning for http1 and peek.", -1, methods};
 
+/* Raised with every change of what Python calls or of the fields it gives; http1.py names the one it needs. */
+#define INTERFACE 2
+
 PyMODINIT_FUNC PyInit__http1(void) {
+    PyObject *made;
     fill_tables();
     empty = PyBytes_FromStringAndSize(NULL, 0);
-    return empty ? PyModule_Create(&module) : NULL;
+    made = empty ? PyModule_Create(&module) : NULL;
+    if (made && PyModule_AddIntConstant(made, "INTERFACE", INTERFACE) < 0)
+        Py_CLEAR(made);
+    return made;
 }

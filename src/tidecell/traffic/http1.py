@@ -22,7 +22,8 @@ try:  # a small C module: the same rules, faster; TIDECELL_PURE=1 leaves it out
     from tidecell.traffic import _http1 as scanner
 except ImportError:
     scanner = None
-if os.environ.get("TIDECELL_PURE"):
+INTERFACE = 2  # of _http1.c: one that was built from an older source is not used
+if os.environ.get("TIDECELL_PURE") or getattr(scanner, "INTERFACE", 0) != INTERFACE:
     scanner = None
 
 MAX_HEAD_BYTES = 64 * 1024
